@@ -1,0 +1,1 @@
+"""Datasets: importers that turn what users have into SITES."""

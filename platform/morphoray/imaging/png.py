@@ -1,0 +1,100 @@
+"""Image files to arrays and back: hostile bytes become a DataError with a short reason."""
+
+import io
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from morphoray.errors import DataError
+
+Pixels = npt.NDArray[np.uint8]
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_FORMATS = ("PNG", "JPEG", "TIFF")
+_DEPTHS = {"L": np.uint8, "RGB": np.uint8, "I;16": np.uint16, "I;16B": np.uint16}
+
+
+def encode_png(image: Pixels, compress_level: int = 6) -> bytes:
+    """PNG bytes of an image (3, H, W) or (1, H, W) uint8."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise DataError(
+            f"a PNG takes an array (3, H, W) or (1, H, W) of uint8, found {image.shape} {image.dtype}"
+        )
+    pixels = image[0] if image.shape[0] == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=compress_level)
+    return buffer.getvalue()
+
+
+def decode_png(data: bytes) -> Pixels:
+    """The 8-bit image (K, H, W), K 1 or 3, in PNG bytes. Raises DataError with the reason."""
+    pixels = decode_image(data, formats=("PNG",))
+    if pixels.dtype != np.uint8:
+        raise DataError("wrong mode: 16 bits a channel, expected 8")
+    return pixels.astype(np.uint8, copy=False)
+
+
+def decode_image(data: bytes, formats: Sequence[str] = _FORMATS) -> npt.NDArray[np.generic]:
+    """Pixels (K, H, W) of a PNG, JPEG or TIFF: K 1 or 3 of uint8, or K 1 of uint16.
+
+    Raises DataError with a short reason: zero bytes, truncated, corrupt, not an image, wrong mode, too large.
+    """
+    if not data:
+        raise DataError("zero bytes")
+    if data.startswith(_SIGNATURE):
+        _check_chunks(data)
+    try:
+        with Image.open(io.BytesIO(data), formats=list(formats)) as image:
+            mode = image.mode
+            pixels = np.asarray(image, dtype=_DEPTHS[mode]) if mode in _DEPTHS else None
+    except UnidentifiedImageError:
+        raise DataError(f"not an image: expected one of {', '.join(formats)}") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise DataError(f"too large: more than {Image.MAX_IMAGE_PIXELS} pixels") from None
+    except Exception as error:  # Pillow's decoders raise nearly any class on bytes made to break them.
+        raise DataError(f"corrupt: {error}") from None
+    if pixels is None:
+        raise DataError(f"wrong mode: {mode}, expected one of {', '.join(_DEPTHS)}")
+    return pixels[np.newaxis] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _check_chunks(data: bytes) -> None:
+    """Check every chunk's CRC up to IEND, since Pillow skips those of the pixels.
+
+    Costs about 0.1 ms for the 200 kB of a 512 x 512 channel.
+    """
+    view, at, end = memoryview(data), len(_SIGNATURE), len(data)
+    while True:
+        if at + 12 > end:
+            raise DataError(f"truncated: {end} bytes, no end marker")
+        length = int.from_bytes(view[at : at + 4], "big")
+        stop = at + 8 + length
+        if stop + 4 > end:
+            raise DataError(f"truncated: {end} bytes, a chunk reaches to {stop + 4}")
+        if zlib.crc32(view[at + 4 : stop]) != int.from_bytes(view[stop : stop + 4], "big"):
+            raise DataError(f"corrupt: wrong checksum at byte {stop}")
+        if data[at + 4 : at + 8] == b"IEND":
+            return
+        at = stop + 4
+
+
+def grid(images: Sequence[Pixels], columns: int, gap: int = 2) -> Pixels:
+    """A contact sheet (3, rows, columns) of images (3, H, W) or (1, H, W) of one size, row by row.
+
+    White lines of `gap` pixels lie between them; unused places stay white.
+    """
+    if not images or columns < 1:
+        raise DataError(f"a grid takes at least one image and one column, found {len(images)} and {columns}")
+    _, height, width = images[0].shape
+    rows = -(-len(images) // columns)
+    shape = (3, rows * (height + gap) - gap, columns * (width + gap) - gap)
+    sheet = np.full(shape, 255, dtype=np.uint8)
+    for index, image in enumerate(images):
+        if image.shape[1:] != (height, width):
+            raise DataError(f"a grid takes images of one size, found {image.shape[1:]} and {(height, width)}")
+        top, left = (index // columns) * (height + gap), (index % columns) * (width + gap)
+        sheet[:, top : top + height, left : left + width] = image
+    return sheet

@@ -1,0 +1,1 @@
+"""Perturbations: what was done to the cells, and its vectors."""

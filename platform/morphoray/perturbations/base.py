@@ -47,8 +47,13 @@ class Encoded:
 class Encoder(Protocol):
     """From perturbations to vectors of one width."""
 
-    name: str
-    width: int
+    @property
+    def name(self) -> str:
+        """The registry's name."""
+
+    @property
+    def width(self) -> int:
+        """The length of a vector."""
 
     def encode(self, perturbations: Sequence[Perturbation]) -> Encoded:
         """One row a perturbation, in their order; a row that fails is NaN with a reason."""

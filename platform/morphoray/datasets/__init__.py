@@ -1,1 +1,20 @@
-"""Datasets: importers that turn what users have into SITES."""
+"""The registry of datasets: importers from what users have to SITES. A new one is a module and a line."""
+
+from morphoray.datasets import imagefolder, rxrx1
+from morphoray.datasets.base import Dataset
+from morphoray.errors import ConfigError
+from morphoray.imaging.channels import CELL_PAINTING_CHANNELS
+
+DATASETS: dict[str, Dataset] = {
+    "rxrx1": Dataset("rxrx1", rxrx1.Rxrx1Options, rxrx1.read, CELL_PAINTING_CHANNELS, "rxrx1_rgb"),
+    "imagefolder": Dataset(
+        "imagefolder", imagefolder.ImagefolderOptions, imagefolder.read, ("red", "green", "blue"), "rgb"
+    ),
+}
+
+
+def find_dataset(name: str) -> Dataset:
+    """The registry's entry. Raises ConfigError listing the known names."""
+    if name not in DATASETS:
+        raise ConfigError(f"unknown dataset {name!r}; known: {', '.join(DATASETS)}")
+    return DATASETS[name]

@@ -111,7 +111,7 @@ def read_perturbations(uri: str, storage: Storage) -> list[Perturbation]:
     elif uri.lower().endswith(".csv"):
         rows = read_csv(uri, storage)
     else:
-        lines = decode_text(storage.read_bytes(uri), uri).splitlines()
+        lines = storage.read_text(uri).splitlines()
         rows = [{"perturbation_id": line.strip()} for line in lines if line.strip()]
     found = [_perturbation(row, f"{uri} row {number}") for number, row in enumerate(rows, start=1)]
     if not found:
@@ -170,17 +170,9 @@ def parse_float(value: Any, where: str) -> float | None:
     return number
 
 
-def decode_text(data: bytes, what: str) -> str:
-    """UTF-8 text, with or without a byte order mark. Raises DataError naming the file."""
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{what}: not UTF-8 text ({error}). Save the file as UTF-8.") from None
-
-
 def read_csv(uri: str, storage: Storage) -> list[dict[str, str]]:
     """Rows of a CSV with a header, any line endings. Raises DataError naming the row that is ragged."""
-    text = decode_text(storage.read_bytes(uri), uri)
+    text = storage.read_text(uri)
     reader = csv.reader(io.StringIO(text, newline=""))
     try:
         lines = [line for line in reader if line]

@@ -128,7 +128,7 @@ def fit(options: RdkitOptions, training: Sequence[Perturbation], storage: Storag
     if len(valid) < 2:
         raise DataError(
             f"the rdkit encoder found {len(valid)} valid SMILES among {len(training)} training "
-            "perturbations, expected at least 2. Give the dataset a table of SMILES, or choose the table encoder."
+            "perturbations, expected at least 2. Give the dataset a table of SMILES, or use another encoder."
         )
     with warnings.catch_warnings():
         warnings.simplefilter(

@@ -14,7 +14,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
 from morphoray.errors import DataError
-from morphoray.perturbations.base import Encoded, Perturbation, decode_text, encoded
+from morphoray.perturbations.base import Encoded, Perturbation, encoded
 from morphoray.storage import Storage
 
 Vectors = npt.NDArray[np.float32]
@@ -127,7 +127,7 @@ def read_vectors(uri: str, storage: Storage) -> tuple[list[str], Vectors]:
         ids, rows = _parquet_rows(storage.read_table(uri), uri)
         first = 1
     else:
-        ids, rows, first = _csv_rows(decode_text(storage.read_bytes(uri), uri), uri)
+        ids, rows, first = _csv_rows(storage.read_text(uri), uri)
     if not rows:
         raise DataError(f"{uri}: found no vectors, expected an id and numbers in each row")
     width = len(rows[0])
@@ -191,7 +191,7 @@ def _numbers(cells: list[str], where: str) -> Vectors:
 
 
 def _parquet_rows(table: pa.Table, uri: str) -> tuple[list[str], list[Vectors]]:
-    """Ids from `perturbation_id` or the first text column; vectors from the list column or the numeric ones."""
+    """Ids from `perturbation_id` or the first text column; vectors from a list column or numeric columns."""
     texts = [f.name for f in table.schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
     column = "perturbation_id" if "perturbation_id" in table.column_names else next(iter(texts), None)
     lists = [

@@ -29,11 +29,10 @@ class Banks:
 
     def window(self, bank: Floats, rng: np.random.Generator, size: int) -> Floats:
         """A (size, size) view of `bank` at a random offset, flipped at random."""
-        y, x, flip = rng.integers(0, PERIOD), rng.integers(0, PERIOD), rng.integers(0, 8)
+        y, x, flip = rng.integers(0, PERIOD), rng.integers(0, PERIOD), rng.integers(0, 4)
         view = bank[y : y + size, x : x + size]
         view = view[::-1] if flip & 1 else view
-        view = view[:, ::-1] if flip & 2 else view
-        return view.T if flip & 4 else view
+        return view[:, ::-1] if flip & 2 else view
 
 
 def _filtered(name: str, transfer: Floats) -> Floats:
@@ -83,9 +82,9 @@ def banks(nucleus_diameter_px: float, size: int) -> Banks:
     fibres = []
     for i in range(ORIENTATIONS):
         angle = np.pi * i / ORIENTATIONS
-        thin = _oriented(f"fibre-{i}", angle, 0.45 * d, max(0.55, d / 34))
-        thick = _oriented(f"bundle-{i}", angle, 0.6 * d, max(0.7, d / 22))
-        fibres.append(wide(np.clip(0.7 * thin + 0.5 * thick - 0.35, 0, None).astype(np.float32)))
+        thin = _oriented(f"fibre-{i}", angle, 0.6 * d, max(0.55, d / 34))
+        thick = _oriented(f"bundle-{i}", angle, 0.85 * d, max(0.7, d / 22))
+        fibres.append(wide(np.clip(0.65 * thin + 0.5 * thick - 0.2, 0, None).astype(np.float32)))
     return Banks(
         fine=wide(_band_pass("fine", max(0.6, d / 26))),
         medium=wide(_band_pass("medium", max(0.8, d / 15))),

@@ -1,33 +1,60 @@
 """The microscope: out-of-focus haze, blur, uneven light, background, shot and read noise, digitisation."""
 
+import math
+
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import gaussian_filter
 
 from morphoray.datasets.simulator.phenotype import BatchEffect
 
 Floats = npt.NDArray[np.float32]
 
-BLOCK = 8  # px; haze is blurred on the field averaged over such blocks
+BLOCK = 8  # px: haze is smooth enough to be sampled this coarsely
 
 
-def _upsample(small: Floats) -> Floats:
-    """Linear interpolation of (n, n) block means to (8 n, 8 n)."""
-    n = small.shape[0]
-    place = np.clip((np.arange(n * BLOCK) + 0.5) / BLOCK - 0.5, 0, n - 1)
-    left = np.minimum(place.astype(np.intp), max(n - 2, 0))
-    right = np.minimum(left + 1, n - 1)
-    part = (place - left).astype(np.float32)
-    rows = small[left] * (1 - part)[:, None] + small[right] * part[:, None]
-    columns: Floats = rows[:, left] * (1 - part) + rows[:, right] * part
-    return columns
+def blur(image: Floats, sigma_px: float) -> Floats:
+    """(size, size) under a Gaussian PSF, edges repeated.
+
+    Shifted sums in float32: five times as fast as scipy's filter, which works in float64.
+    """
+    reach = max(1, math.ceil(2.5 * sigma_px))
+    weights = np.exp(-0.5 * (np.arange(reach + 1) / max(sigma_px, 1e-3)) ** 2)
+    weights = (weights / (weights[0] + 2 * weights[1:].sum())).astype(np.float32)
+    for axis in (0, 1):
+        n = image.shape[axis]
+        wide = np.pad(image, [(reach, reach) if i == axis else (0, 0) for i in (0, 1)], mode="edge")
+        parts = [wide[i : i + n] if axis == 0 else wide[:, i : i + n] for i in range(2 * reach + 1)]
+        image = weights[0] * parts[reach]
+        for k in range(1, reach + 1):
+            image += weights[k] * (parts[reach - k] + parts[reach + k])
+    return image
+
+
+def noise(rng: np.random.Generator, size: int) -> Floats:
+    """(size, size) of mean 0 and variance 1: sums of eight random bytes, near to normal and thrice as fast."""
+    words = rng.integers(0, 2**64, size * size, dtype=np.uint64)
+    planes = words.view(np.uint8).reshape(8, size, size)
+    total = planes[0].astype(np.uint16)
+    for plane in planes[1:]:
+        total += plane
+    return (total - np.float32(8 * 127.5)) * np.float32(1 / math.sqrt(8 * (256**2 - 1) / 12))
 
 
 def haze(image: Floats, sigma_px: float) -> Floats:
-    """(size, size) blurred widely; size is a multiple of 8."""
+    """(size, size) blurred widely, edges repeated: block means, blurred, then interpolated; size is n x 8.
+
+    No matrix products: their threads cost more than they save where several processes draw at once.
+    """
     n = image.shape[0] // BLOCK
-    small = image.reshape(n, BLOCK, n, BLOCK).mean((1, 3))
-    return _upsample(gaussian_filter(small, sigma_px / BLOCK, mode="nearest"))
+    rows = np.ascontiguousarray(image.reshape(n, BLOCK, -1).mean(1).T)
+    small = blur(rows.reshape(n, BLOCK, n).mean(1).T, sigma_px / BLOCK)
+    place = np.clip((np.arange(n * BLOCK) + 0.5) / BLOCK - 0.5, 0, n - 1)
+    left = np.minimum(place.astype(np.intp), max(n - 2, 0))
+    part = (place - left).astype(np.float32)
+    wide = small[:, left] * (1 - part) + small[:, left + 1] * part
+    high = wide[left]
+    high += (wide[left + 1] - high) * part[:, None]
+    return high
 
 
 def illumination(batch: BatchEffect, size: int) -> Floats:
@@ -42,11 +69,10 @@ def expose(
     signal: Floats, background: float, batch: BatchEffect, light: Floats, diameter: float, rng: np.random.Generator
 ) -> Floats:
     """(size, size) counts of 255, not clipped: the signal (counts) through the microscope."""
-    blurred = gaussian_filter(signal, batch.blur_px, mode="nearest", truncate=2.5)
-    image = (1 - batch.haze) * blurred + batch.haze * haze(signal, 0.7 * diameter)
+    image = (1 - batch.haze) * blur(signal, batch.blur_px) + batch.haze * haze(signal, 0.7 * diameter)
     image = (image + background) * light
     sd = np.sqrt(batch.shot_noise * np.maximum(image, 0) + batch.read_noise**2)
-    return np.asarray(image + sd * rng.standard_normal(image.shape, dtype=np.float32), dtype=np.float32)
+    return np.asarray(image + sd * noise(rng, image.shape[0]), dtype=np.float32)
 
 
 def digitise(image: Floats, bit_depth: int) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:

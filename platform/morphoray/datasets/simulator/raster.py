@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from morphoray.datasets.simulator.shapes import ANGLES, CONDENSED, INTERPHASE, Cells, Nuclei
+from morphoray.datasets.simulator.shapes import ANGLES, INTERPHASE, Cells, Nuclei
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.intp]
@@ -25,6 +26,10 @@ class CellMap:
     second: Floats
     dy: Floats
     dx: Floats
+
+    def spread(self, values: npt.NDArray[Any]) -> Floats:
+        """(size, size): the owner's value of a per-cell array, 0 outside every cell."""
+        return np.append(values, 0).astype(np.float32)[self.owner]
 
 
 @dataclass
@@ -70,7 +75,7 @@ def _patch(y: float, x: float, reach: int, half: int, size: int) -> Patch | None
 def map_cells(cells: Cells, size: int) -> CellMap:
     """Who owns each pixel: the cell in whose outline it lies deepest; rounded cells lie on top in a dark ring."""
     n = len(cells.y)
-    reach = np.ceil(cells.contour.max(1) * 1.3).astype(int) + 1
+    reach = np.ceil(cells.contour.max(1) * 1.12).astype(int) + 1
     half = int(reach.max())
     distance, angle = _polar(half + (-half) % 16)  # few distinct sizes, so that the cache holds
     half += (-half) % 16
@@ -86,11 +91,12 @@ def map_cells(cells: Cells, size: int) -> CellMap:
         if cells.kind[i] == INTERPHASE:
             nearer = own < top
             np.minimum(below, np.maximum(own, top), out=below)
+            np.minimum(top, own, out=top)
         else:
             nearer = own < 1.12
-            below[nearer] = 9.0
-        top[nearer] = own[nearer]
-        owner[patch.field][nearer] = i
+            np.copyto(below, 9.0, where=nearer)
+            np.copyto(top, own, where=nearer)
+        np.copyto(owner[patch.field], i, where=nearer)
     grid = np.arange(size, dtype=np.float32)
     centre_y, centre_x = np.append(cells.y, 0).astype(np.float32), np.append(cells.x, 0).astype(np.float32)
     return CellMap(owner, depth, second, grid[:, None] - centre_y[owner], grid[None] - centre_x[owner])
@@ -114,7 +120,7 @@ def map_nuclei(nuclei: Nuclei, cells: Cells, size: int) -> NucleusMap:
         np.maximum(mask[patch.field], shape, out=mask[patch.field])
         dome = 0.72 + 0.28 * np.clip(inward / radius, 0, 1)
         dna[patch.field] += nuclei.gain[i] * shape * dome
-        if kind[i] == CONDENSED or kind[i] != INTERPHASE:
+        if kind[i] != INTERPHASE:
             np.maximum(flat[patch.field], shape, out=flat[patch.field])
     return NucleusMap(mask, dna, flat)
 

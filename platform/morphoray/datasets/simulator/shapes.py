@@ -77,11 +77,11 @@ def _positions(
     density = CELLS_PER_SQUARE_DIAMETER * phenotype.cell_count * batch.density / d**2
     extent = size + 2 * margin
     wanted = max(1, round(density * extent**2 * float(np.exp(rng.normal(0, 0.06)))))
-    points = rng.uniform(-margin, size + margin, (4 * wanted + 8, 2)).astype(np.float32)
+    points = rng.uniform(-margin, size + margin, (3 * wanted + 8, 2)).astype(np.float32)
     nearest = min(0.66 / np.sqrt(density), 1.15 * d * np.sqrt(phenotype.nuclear_area))
     gap = nearest * rng.uniform(0.75, 1.1, len(points)).astype(np.float32)
-    difference = points[:, None] - points[None]
-    conflict = (difference**2).sum(-1) < (gap**2)[:, None]
+    y, x = points[:, 0], points[:, 1]
+    conflict = (y[:, None] - y) ** 2 + (x[:, None] - x) ** 2 < (gap**2)[:, None]
     free = np.ones(len(points), bool)
     taken: list[int] = []
     for i in range(len(points)):
@@ -117,7 +117,7 @@ def place_cells(
     radius = np.where(rounded, round_radius, radius).astype(np.float32)
     aspect = np.exp(np.log(phenotype.cell_elongation) * rng.uniform(0.5, 1.5, n))
     aspect = np.where(rounded, 1.05, np.maximum(aspect, 1.0)).astype(np.float32)
-    roughness = np.where(rounded, 0.02, phenotype.cell_irregularity).astype(np.float32)
+    roughness = np.where(rounded, 0.045, phenotype.cell_irregularity).astype(np.float32)
     contour = contours(rng, radius, aspect, angle, roughness)
     return Cells(
         y=points[:, 0],

@@ -1,7 +1,9 @@
 """Seven stains over a field's geometry: what each dye shows of a cell, in units of one typical bright structure."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,9 +39,9 @@ class Scene:
     def texture(self, bank: Floats) -> Floats:
         return self.banks.window(bank, self.rng, self.size)
 
-    def per_cell(self, values: npt.NDArray[np.floating]) -> Floats:
+    def per_cell(self, values: npt.NDArray[Any]) -> Floats:
         """(size, size): the owner's value, 0 outside every cell."""
-        return np.append(values, 0).astype(np.float32)[self.map.owner]
+        return self.map.spread(values)
 
 
 def make_scene(
@@ -54,12 +56,13 @@ def make_scene(
 ) -> Scene:
     """The masks that several stains share."""
     size = cell_map.depth.shape[0]
-    radius = np.append(cells.radius, 1).astype(np.float32)[cell_map.owner]
+    radius = cell_map.spread(cells.radius)
     ruffle = textures.window(textures.coarse, rng, size) * 0.02
     depth = np.clip(cell_map.depth + ruffle * (cell_map.depth > 0.4), 0, 9)
     edge_px = (1 - depth) * radius
-    inside = np.clip(edge_px * 0.5 + 0.4, 0, 1)
-    rounded = np.append((cells.kind != INTERPHASE).astype(np.float32), 0)[cell_map.owner] * inside
+    alone = cell_map.spread(cells.kind != INTERPHASE)
+    inside = np.clip(edge_px * 0.5 + 0.4, 0.25 * alone * (edge_px > -0.12 * diameter), 1)
+    rounded = alone * inside
     lamella = 0.2 + 0.8 * np.exp(-((depth / 0.58) ** 2))
     body = inside * (lamella * (1 - rounded) + 1.35 * rounded * np.sqrt(np.clip(1.05 - depth**2, 0, 1)))
     below = np.clip((1 - cell_map.second) * 4, 0, 1) * np.clip(1.2 - cell_map.second, 0, 1)
@@ -95,7 +98,7 @@ def _dna(scene: Scene) -> Floats:
     phenotype = scene.phenotype
     scale = phenotype.chromatin_scale
     grain = (1 - scale) * scene.texture(scene.banks.fine) + scale * scene.texture(scene.banks.coarse)
-    grain = grain * (phenotype.chromatin_contrast / max(0.5, np.hypot(1 - scale, scale)))
+    grain = grain * (phenotype.chromatin_contrast / max(0.5, math.hypot(1 - scale, scale)))
     textured = np.exp(np.clip(grain, -1.2, 1.2)) * (1 - 0.42 * np.minimum(scene.nucleoli, 1))
     flat = scene.nucleus.flat
     return scene.nucleus.dna * (textured * (1 - flat) + flat) + 0.025 * scene.body
@@ -114,8 +117,8 @@ def _er(scene: Scene) -> Floats:
     phenotype, rng = scene.phenotype, scene.rng
     depth = scene.map.depth
     towards = rng.uniform(0, 2 * np.pi, len(scene.cells.y))
-    radius = np.append(1 / scene.cells.radius, 0)[scene.map.owner]
-    lean = (scene.map.dy * scene.per_cell(np.sin(towards)) + scene.map.dx * scene.per_cell(np.cos(towards))) * radius
+    lean = scene.map.dy * scene.per_cell(np.sin(towards) / scene.cells.radius)
+    lean += scene.map.dx * scene.per_cell(np.cos(towards) / scene.cells.radius)
     reach = np.exp(-((depth / 0.5) ** 2)) * np.clip(1 + 1.3 * lean, 0.25, 2.2)
     contrast = 0.15 + 0.75 * phenotype.er_granularity
     grain = 0.65 * scene.texture(scene.banks.fine) + 0.6 * scene.texture(scene.banks.medium)
@@ -145,7 +148,7 @@ def _actin(scene: Scene) -> Floats:
     bend = np.rint(3 + 0.16 * scene.diameter * scene.texture(scene.banks.smooth)).astype(np.intp)
     pixel = rows[:, None] + np.arange(size)[None] + bend * (width + 1)
     bundles = fibres.reshape(-1)[np.append(start, 0)[scene.map.owner] + pixel]
-    bundles = bundles * np.clip(0.6 + 0.6 * scene.texture(scene.banks.coarse), 0, 2)
+    bundles = bundles * np.clip(0.75 + 0.4 * scene.texture(scene.banks.coarse), 0, 2)
     lamella = 0.16 + 0.22 * scene.body
     strength = phenotype.actin_fibres * scene.per_cell(np.exp(rng.normal(0, 0.35, n)))
     rim = np.exp(-((scene.edge_px - 1.0) ** 2) / (2 * (0.055 * scene.diameter) ** 2))
@@ -167,7 +170,7 @@ def _mito(scene: Scene) -> Floats:
     phenotype, mask = scene.phenotype, scene.nucleus.mask
     clumping = phenotype.mito_clumping
     reach = 0.72 - 0.34 * clumping
-    where = np.exp(-((scene.map.depth / reach) ** 4)) * (1 - 0.9 * mask) * scene.inside
+    where = np.exp(-(((scene.map.depth / reach) ** 2) ** 2)) * (1 - 0.9 * mask) * scene.inside
     network = scene.texture(scene.banks.network) * (1.35 - 0.75 * clumping)
     blobs = np.clip(0.5 + scene.texture(scene.banks.coarse), 0, 2.5) * clumping
     haze = 0.22 * (0.5 + clumping)
@@ -204,7 +207,7 @@ def _tubulin(scene: Scene) -> Floats:
     dx = scene.map.dx - scene.per_cell(0.45 * d * np.cos(towards))
     wave = 0.10 * scene.texture(scene.banks.smooth) + 0.05 * scene.texture(scene.banks.coarse)
     angle = np.arctan2(dy, dx) + wave
-    distance = np.hypot(dy, dx)
+    distance = np.sqrt(dy**2 + dx**2)
     spokes = 2.2 * d / (1 + 1.6 * phenotype.tubulin_bundling)
     row = (distance * (14 / d) / 2).astype(np.intp) % PERIOD
     column = (angle * spokes + scene.per_cell(rng.integers(0, PERIOD, n))).astype(np.intp) % PERIOD

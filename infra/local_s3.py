@@ -106,14 +106,14 @@ class LocalS3:
                     raise
         raise AssertionError("unreachable")
 
-    def stop(self) -> None:
-        """Stop the server; its data stay."""
+    def stop(self, grace_s: float = 3.0) -> None:
+        """Stop the server, by force after `grace_s`; its data stay."""
         process, self._process = self._process, None
         if process is None:
             return
         process.terminate()
         try:
-            process.wait(10)
+            process.wait(grace_s)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -179,12 +179,12 @@ class LocalS3:
 
 @contextlib.contextmanager
 def running(folder: Path, **settings: object) -> Iterator[LocalS3]:
-    """A started server that is stopped at the end."""
+    """A started server that is stopped at the end, without ceremony."""
     server = LocalS3(folder, **settings)  # type: ignore[arg-type]
     try:
         yield server.start()
     finally:
-        server.stop()
+        server.stop(grace_s=0.1)
 
 
 def main() -> None:

@@ -1,0 +1,46 @@
+"""What several test modules share: a real S3 server and the folder of real sample images."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from s3server import LocalS3, running
+
+TEST_DATA = Path(os.environ.get("MORPHORAY_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalS3]:
+    """An S3 server for the whole session; .endpoint_url, .bucket, .env. Stop only `s3_server_own`."""
+    with running(tmp_path_factory.mktemp("s3"), bucket="tests") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3_env(s3_server: LocalS3) -> Iterator[LocalS3]:
+    """The session's server with AWS_* set for it, in this process and those it starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        for name, value in s3_server.env.items():
+            patch.setenv(name, value)
+        yield s3_server
+
+
+@pytest.fixture
+def s3_server_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalS3]:
+    """A server that a test may .stop() and .start(), with AWS_* set for it during the test."""
+    with running(tmp_path / "s3", bucket="own") as server:
+        for name, value in server.env.items():
+            monkeypatch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real sample images; the test is skipped where there is none."""
+    if not TEST_DATA.is_dir():
+        pytest.skip(f"no real sample images: {TEST_DATA} is missing (set MORPHORAY_TEST_DATA)")
+    return TEST_DATA

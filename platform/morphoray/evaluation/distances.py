@@ -1,0 +1,180 @@
+"""Distances between two sets of image features, and the real-against-real floor at the same N."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from morphoray.errors import DataError
+
+Features = npt.NDArray[np.floating]
+Float64 = npt.NDArray[np.float64]
+FeaturesT = TypeVar("FeaturesT", bound=Features)
+
+FLOOR = "floor"  # the key of the real-against-real distance in what `compare` returns
+CODEC = "codec"  # the key of the reconstructions' distance
+
+
+@dataclass(frozen=True)
+class Distance:
+    """A distance, the numbers of images behind it, and over how many random draws it is the mean.
+
+    std: standard deviation over those draws (not an error of the mean); 0 for a single one.
+    """
+
+    value: float
+    n_a: int
+    n_b: int
+    std: float = 0.0
+    draws: int = 1
+
+
+Metric = Callable[[Features, Features], Distance]
+
+
+def frechet(a: Features, b: Features) -> Distance:
+    """Squared Fréchet distance of Gaussians fitted to features (N, d) and (M, d), in float64.
+
+    |μa − μb|² + tr Σa + tr Σb − 2 tr (Σa Σb)^½ (Dowson and Landau 1982), with covariances over N − 1 as
+    clean-fid has them. With centred features A and B, the last trace is the sum of the singular values of
+    A Bᵀ / √((N − 1)(M − 1)): an N × M matrix, so no square root of a d × d one is needed. It grows with 1 / N
+    (for d = 1280 strongly): compare only distances of equal N, beside the floor.
+    """
+    first, second = _checked(a, b, least=2)
+    difference = first.mean(0) - second.mean(0)
+    root_a, root_b = _covariance_root(first), _covariance_root(second)
+    cross = np.linalg.svd(root_a @ root_b.T, compute_uv=False).sum()
+    value = difference @ difference + (root_a**2).sum() + (root_b**2).sum() - 2 * cross
+    return Distance(float(value), len(first), len(second))
+
+
+def _covariance_root(features: Float64) -> Float64:
+    """R (min(N, d), d) with Rᵀ R the covariance: the centred features, reduced by QR when N > d."""
+    centred: Float64 = (features - features.mean(0)) / np.sqrt(len(features) - 1)
+    return np.asarray(np.linalg.qr(centred, mode="r")) if len(centred) > centred.shape[1] else centred
+
+
+def kid_full(a: Features, b: Features) -> Distance:
+    """Kernel inception distance over all pairs: unbiased MMD² with (x·y / d + 1)³ (Binkowski et al. 2018)."""
+    first, second = _checked(a, b, least=2)
+    return Distance(_mmd(first, second), len(first), len(second))
+
+
+def kid(
+    a: Features,
+    b: Features,
+    generator: np.random.Generator,
+    subset_size: int = 100,
+    n_subsets: int = 100,
+) -> Distance:
+    """Kernel inception distance: the mean of unbiased MMD² over random subsets, with their deviation.
+
+    n_a and n_b of the result are the subset size: the number of images that each draw compared. Raises
+    DataError unless the size is smaller than both sets; `kid_full` needs no subsets.
+    """
+    first, second = _checked(a, b, least=3)
+    if not 2 <= subset_size < min(len(first), len(second)):
+        raise DataError(
+            f"kid: found subset_size {subset_size} for {len(first)} and {len(second)} images, expected 2 or "
+            "more and fewer than both. Use a smaller subset_size, more images, or kid_full."
+        )
+    values = [
+        _mmd(_draw(first, subset_size, generator), _draw(second, subset_size, generator))
+        for _ in range(n_subsets)
+    ]
+    return _mean(values, subset_size)
+
+
+def _mmd(a: Float64, b: Float64) -> float:
+    def kernel(x: Float64, y: Float64) -> Float64:
+        return np.asarray((x @ y.T / x.shape[1] + 1) ** 3)
+
+    def within(x: Float64) -> float:
+        gram = kernel(x, x)
+        return float((gram.sum() - np.trace(gram)) / (len(x) * (len(x) - 1)))
+
+    return within(a) + within(b) - 2 * float(kernel(a, b).mean())
+
+
+def floor(
+    real: Features,
+    n: int,
+    generator: np.random.Generator,
+    repeats: int = 10,
+    metric: Metric = frechet,
+) -> Distance:
+    """The distance of real images from real ones: random disjoint halves of n images each, averaged.
+
+    Raises DataError when there are fewer than 2 n images.
+    """
+    return compare(real, {}, generator, n=n, repeats=repeats, metric=metric)[FLOOR]
+
+
+def largest_n(real: Features, generated: Mapping[str, Features]) -> int:
+    """The largest N at which all can be compared: half the real images, or all of the fewest generated."""
+    return min([len(real) // 2, *(len(features) for features in generated.values())])
+
+
+def compare(
+    real: Features,
+    generated: Mapping[str, Features],
+    generator: np.random.Generator,
+    *,
+    reconstructed: Features | None = None,
+    n: int | None = None,
+    repeats: int = 10,
+    metric: Metric = frechet,
+) -> dict[str, Distance]:
+    """Distances of every method from the same n real images, each the mean of `repeats` random draws.
+
+    Each draw splits the real images into disjoint A and B of n images. From B are measured: A itself (key
+    'floor'), n random images of each generated set (its own key), and, when given, the reconstructions of A
+    (key 'codec'; row i of `reconstructed` is the codec's output for row i of `real`). Measured against A
+    instead, the codec would profit from being compared with the very images it saw.
+
+    Raises DataError when n (default: the largest possible) exceeds half the real or all the generated images.
+    """
+    most = largest_n(real, generated)
+    n = most if n is None else n
+    if not 2 <= n <= most:
+        counts = ", ".join(f"{len(features)} {name}" for name, features in generated.items())
+        raise DataError(
+            f"found {len(real)} real images{', ' + counts if counts else ''}: enough for N = {most}, not for "
+            f"{n} (expected 2 or more, and 2 N real images). Make more images or lower n."
+        )
+    if reconstructed is not None and len(reconstructed) != len(real):
+        raise DataError(f"found {len(reconstructed)} reconstructions, expected one a real image: {len(real)}")
+    values: dict[str, list[float]] = {}
+    for _ in range(repeats):
+        order = generator.permutation(len(real))
+        ours, reference = order[:n], real[order[n : 2 * n]]
+        sets = {FLOOR: real[ours]}
+        if reconstructed is not None:
+            sets[CODEC] = reconstructed[ours]
+        sets |= {name: _draw(features, n, generator) for name, features in generated.items()}
+        for name, features in sets.items():
+            values.setdefault(name, []).append(metric(features, reference).value)
+    return {name: _mean(found, n) for name, found in values.items()}
+
+
+def _draw(features: FeaturesT, n: int, generator: np.random.Generator) -> FeaturesT:
+    return cast(FeaturesT, features[generator.choice(len(features), n, replace=False)])
+
+
+def _mean(values: list[float], n: int) -> Distance:
+    return Distance(float(np.mean(values)), n, n, float(np.std(values)), len(values))
+
+
+def _checked(a: Features, b: Features, least: int) -> tuple[Float64, Float64]:
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < least:
+        raise DataError(
+            f"found features of shapes {a.shape} and {b.shape}; expected (N, d) and (M, d) with at least "
+            f"{least} images each"
+        )
+    for features in (a, b):
+        if not np.isfinite(features).all():
+            bad = int((~np.isfinite(features).all(1)).sum())
+            raise DataError(f"found {bad} images whose features are not finite, expected none")
+    return np.asarray(a, np.float64), np.asarray(b, np.float64)

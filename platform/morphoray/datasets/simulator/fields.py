@@ -114,7 +114,12 @@ def draw_fields(
 
 
 def _draw(
-    phenotype: Phenotype, batch: BatchEffect, size: int, channels: int, diameter: float, rng: np.random.Generator
+    phenotype: Phenotype,
+    batch: BatchEffect,
+    size: int,
+    channels: int,
+    diameter: float,
+    rng: np.random.Generator,
 ) -> tuple[Floats, FieldTruth]:
     """(channels, size, size) float32 counts of 255, and what is in them."""
     cells = place_cells(rng, phenotype, batch, size, diameter)
@@ -144,13 +149,11 @@ def _debris(rng: np.random.Generator, amount: float, size: int, diameter: float)
     n = small + large
     sigma = diameter * np.where(np.arange(n) < small, rng.uniform(0.03, 0.09, n), rng.uniform(0.25, 0.5, n))
     gain = np.where(np.arange(n) < small, rng.uniform(0.3, 1.8, n), rng.uniform(0.3, 0.9, n))
-    places = rng.uniform(0, size, (2, n)).astype(np.float32)
-    order = np.arange(n) < small
+    y, x = rng.uniform(0, size, (2, n)).astype(np.float32)
+    sharp = np.arange(n) < small
     canvas = np.zeros((size, size), np.float32)
-    for part in (order, ~order):
-        canvas += splat(
-            places[0, part], places[1, part], sigma[part].astype(np.float32), gain[part].astype(np.float32), size
-        )
+    for part in (sharp, ~sharp):
+        canvas += splat(y[part], x[part], sigma[part], gain[part], size)
     return canvas
 
 

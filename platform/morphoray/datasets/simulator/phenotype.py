@@ -1,4 +1,4 @@
-"""What a simulated field is drawn from: a perturbation's phenotype and a batch's effects, with broad priors."""
+"""What a field is drawn from: a perturbation's phenotype and a batch's effects, with broad priors."""
 
 import math
 from dataclasses import dataclass

@@ -63,9 +63,10 @@ class Patch:
 
 
 def _patch(y: float, x: float, reach: int, half: int, size: int) -> Patch | None:
-    """The part of a square of `reach` px around the rounded (y, x) that lies in the field; None if none does."""
+    """The part of a square of `reach` px around (y, x) that lies in the field; None if none does."""
     cy, cx = int(np.rint(y)), int(np.rint(x))
-    y0, y1, x0, x1 = max(cy - reach, 0), min(cy + reach + 1, size), max(cx - reach, 0), min(cx + reach + 1, size)
+    y0, y1 = max(cy - reach, 0), min(cy + reach + 1, size)
+    x0, x1 = max(cx - reach, 0), min(cx + reach + 1, size)
     if y0 >= y1 or x0 >= x1:
         return None
     square = (slice(y0 - cy + half, y1 - cy + half), slice(x0 - cx + half, x1 - cx + half))
@@ -73,7 +74,7 @@ def _patch(y: float, x: float, reach: int, half: int, size: int) -> Patch | None
 
 
 def map_cells(cells: Cells, size: int) -> CellMap:
-    """Who owns each pixel: the cell in whose outline it lies deepest; rounded cells lie on top in a dark ring."""
+    """Who owns each pixel: the cell in whose outline it lies deepest; rounded cells lie on top."""
     n = len(cells.y)
     reach = np.ceil(cells.contour.max(1) * 1.12).astype(int) + 1
     half = int(reach.max())
@@ -93,7 +94,7 @@ def map_cells(cells: Cells, size: int) -> CellMap:
             np.minimum(below, np.maximum(own, top), out=below)
             np.minimum(top, own, out=top)
         else:
-            nearer = own < 1.12
+            nearer = own < 1.05
             np.copyto(below, 9.0, where=nearer)
             np.copyto(top, own, where=nearer)
         np.copyto(owner[patch.field], i, where=nearer)
@@ -125,9 +126,12 @@ def map_nuclei(nuclei: Nuclei, cells: Cells, size: int) -> NucleusMap:
     return NucleusMap(mask, dna, flat)
 
 
-def splat(y: Floats, x: Floats, sigma: Floats, gain: Floats, size: int) -> Floats:
+def splat(
+    y: npt.NDArray[Any], x: npt.NDArray[Any], sigma: npt.NDArray[Any], gain: npt.NDArray[Any], size: int
+) -> Floats:
     """(size, size): Gaussian spots at sub-pixel places; arrays of length m, `sigma` in pixels."""
     canvas = np.zeros((size, size), np.float32)
+    y, x, sigma, gain = (values.astype(np.float32) for values in (y, x, sigma, gain))
     if len(y) == 0:
         return canvas
     reach = int(np.ceil(2.6 * float(sigma.max())))

@@ -50,7 +50,7 @@ def contours(
     roughness: Floats,
     lowest: int = 2,
 ) -> Floats:
-    """(n, ANGLES) closed outlines: an ellipse of equal area with axis ratio `aspect`, times exp(Fourier series).
+    """(n, ANGLES) closed outlines: an ellipse of axis ratio `aspect`, times exp(Fourier series).
 
     `roughness` (n,) is the sd of log radius that five harmonics from `lowest` on add, falling as 1/k.
     """
@@ -62,12 +62,12 @@ def contours(
     amplitude = rng.normal(0, 1, (n, 2, 5)).astype(np.float32) / orders * lowest * roughness[:, None, None]
     waves = np.stack([np.cos(orders[:, None] * _THETA), np.sin(orders[:, None] * _THETA)])
     series = (amplitude[:, :, :, None] * waves[None]).sum((1, 2))
-    return (radius[:, None] * ellipse * np.exp(series)).astype(np.float32)
+    return np.asarray(radius[:, None] * ellipse * np.exp(series), dtype=np.float32)
 
 
 def areas(contour: Floats) -> Floats:
     """Area enclosed by each outline, px^2: the integral of R^2 / 2."""
-    return ((contour**2).sum(1) * (np.pi / ANGLES)).astype(np.float32)
+    return np.asarray((contour**2).sum(1) * (np.pi / ANGLES), dtype=np.float32)
 
 
 def _positions(
@@ -117,7 +117,7 @@ def place_cells(
     radius = np.where(rounded, round_radius, radius).astype(np.float32)
     aspect = np.exp(np.log(phenotype.cell_elongation) * rng.uniform(0.5, 1.5, n))
     aspect = np.where(rounded, 1.05, np.maximum(aspect, 1.0)).astype(np.float32)
-    roughness = np.where(rounded, 0.045, phenotype.cell_irregularity).astype(np.float32)
+    roughness = np.where(rounded, 0.025, phenotype.cell_irregularity).astype(np.float32)
     contour = contours(rng, radius, aspect, angle, roughness)
     return Cells(
         y=points[:, 0],

@@ -1,4 +1,4 @@
-"""Seven stains over a field's geometry: what each dye shows of a cell, in units of one typical bright structure."""
+"""Seven stains over a field's geometry: what each dye shows of a cell; a typical bright structure is 1."""
 
 import math
 from collections.abc import Callable
@@ -61,7 +61,7 @@ def make_scene(
     depth = np.clip(cell_map.depth + ruffle * (cell_map.depth > 0.4), 0, 9)
     edge_px = (1 - depth) * radius
     alone = cell_map.spread(cells.kind != INTERPHASE)
-    inside = np.clip(edge_px * 0.5 + 0.4, 0.25 * alone * (edge_px > -0.12 * diameter), 1)
+    inside = np.clip(edge_px * 0.5 + 0.4, 0.5 * alone, 1)
     rounded = alone * inside
     lamella = 0.2 + 0.8 * np.exp(-((depth / 0.58) ** 2))
     body = inside * (lamella * (1 - rounded) + 1.35 * rounded * np.sqrt(np.clip(1.05 - depth**2, 0, 1)))
@@ -90,7 +90,7 @@ def _nucleoli(scene: Scene) -> Floats:
     strength = scene.phenotype.nucleoli
     sigma = d * (0.045 + 0.05 * strength) * np.exp(rng.normal(0, 0.25, len(index)))
     gain = rng.uniform(0.6, 1.2, len(index)) * (0.25 + 1.1 * strength)
-    spots = splat(y.astype(np.float32), x.astype(np.float32), sigma.astype(np.float32), gain, scene.size)
+    spots = splat(y, x, sigma, gain, scene.size)
     return np.minimum(spots, 1.1) * scene.nucleus.mask
 
 
@@ -110,7 +110,8 @@ def _holes(scene: Scene) -> Floats:
     if share < 0.02:
         return np.ones_like(scene.inside)
     noise = scene.texture(scene.banks.coarse)
-    return 1 - 0.85 / (1 + np.exp(-6 * (noise - (2.4 - 1.9 * share))))
+    image: Floats = 1 - 0.85 / (1 + np.exp(-6 * (noise - (2.4 - 1.9 * share))))
+    return image
 
 
 def _er(scene: Scene) -> Floats:
@@ -126,7 +127,8 @@ def _er(scene: Scene) -> Floats:
     mask = scene.nucleus.mask
     envelope = 1.2 * mask * (1 - mask)
     living = scene.inside * (0.10 + 1.05 * reach) * (1 - 0.72 * mask) * grain * _holes(scene) + envelope
-    return living * (1 - scene.rounded) + 0.75 * scene.rounded * scene.body
+    image: Floats = living * (1 - scene.rounded) + 0.75 * scene.rounded * scene.body
+    return image
 
 
 def _rna(scene: Scene) -> Floats:
@@ -134,7 +136,8 @@ def _rna(scene: Scene) -> Floats:
     grain = np.exp(0.13 * scene.texture(scene.banks.fine) + 0.14 * scene.texture(scene.banks.medium))
     cytoplasm = scene.inside * (0.14 + 0.6 * np.exp(-((depth / 0.55) ** 2))) * grain * _holes(scene)
     living = cytoplasm * (1 - 0.42 * mask) + 0.75 * scene.nucleoli
-    return living * (1 - scene.rounded) + 0.62 * scene.rounded * scene.body
+    image: Floats = living * (1 - scene.rounded) + 0.62 * scene.rounded * scene.body
+    return image
 
 
 def _actin(scene: Scene) -> Floats:
@@ -156,14 +159,15 @@ def _actin(scene: Scene) -> Floats:
     ragged = np.clip(0.8 + 0.6 * scene.texture(scene.banks.medium), 0, 2)
     cortex = np.maximum(rim, 0.8 * touching) * ragged * scene.per_cell(np.exp(rng.normal(0, 0.4, n)))
     thin = 1 - 0.45 * scene.nucleus.mask
-    living = scene.inside * (
-        lamella * thin + 0.85 * strength * np.clip(bundles, 0, 3) * thin + 1.1 * phenotype.actin_cortex * cortex
-    )
+    stress = 0.85 * strength * np.clip(bundles, 0, 3)
+    living = scene.inside * ((lamella + stress) * thin + 1.1 * phenotype.actin_cortex * cortex)
     if phenotype.actin_aggregates > 0.08:
-        clump = np.clip(scene.texture(scene.banks.coarse) - 1.5, 0, 1.2) + 1.5 * scene.texture(scene.banks.spots)
+        clump = np.clip(scene.texture(scene.banks.coarse) - 1.5, 0, 1.2)
+        clump = clump + 1.5 * scene.texture(scene.banks.spots)
         living = living + 1.6 * (phenotype.actin_aggregates - 0.05) * clump * scene.inside
     ring = scene.rounded * (0.5 * scene.body + 0.8 * rim)
-    return living * (1 - scene.rounded) + ring
+    image: Floats = living * (1 - scene.rounded) + ring
+    return image
 
 
 def _mito(scene: Scene) -> Floats:
@@ -176,7 +180,8 @@ def _mito(scene: Scene) -> Floats:
     haze = 0.22 * (0.5 + clumping)
     own = scene.per_cell(np.exp(scene.rng.normal(0, 0.35, len(scene.cells.y))))
     living = where * (network + blobs * 0.7 + haze) * own * _holes(scene) + 0.05 * scene.body
-    return living * (1 - scene.rounded) + 0.6 * scene.rounded * scene.body
+    image: Floats = living * (1 - scene.rounded) + 0.6 * scene.rounded * scene.body
+    return image
 
 
 def _golgi(scene: Scene) -> Floats:
@@ -190,17 +195,20 @@ def _golgi(scene: Scene) -> Floats:
     x = cells.x[index] + away * np.cos(towards) + loose * rng.normal(0, 1, len(index))
     sigma = d * rng.uniform(0.035, 0.075, len(index))
     gain = rng.uniform(0.1, 0.5, len(index))
-    spots = splat(*(a.astype(np.float32) for a in (y, x, sigma, gain)), scene.size) * scene.inside
+    spots = splat(y, x, sigma, gain, scene.size) * scene.inside
     membrane = np.exp(-(np.minimum(scene.edge_px, np.abs(scene.border_px)) ** 2) / (2 * (0.06 * d) ** 2))
     grain = np.exp(0.16 * scene.texture(scene.banks.medium))
     puncta = 0.5 * scene.texture(scene.banks.spots) * scene.inside
     sheet = 0.30 * scene.body * grain + 0.16 * membrane * scene.inside + 0.14 * scene.nucleus.mask
-    return (sheet + np.minimum(spots, 1.2) + puncta) * (1 - scene.rounded) + 0.62 * scene.rounded * scene.body
+    image: Floats = (sheet + np.minimum(spots, 1.2) + puncta) * (
+        1 - scene.rounded
+    ) + 0.62 * scene.rounded * scene.body
+    return image
 
 
 def _tubulin(scene: Scene) -> Floats:
     """Microtubules run out from a centre beside the nucleus: streaks read in polar coordinates."""
-    phenotype, rng, size, d = scene.phenotype, scene.rng, scene.size, scene.diameter
+    phenotype, rng, d = scene.phenotype, scene.rng, scene.diameter
     n = len(scene.cells.y)
     towards = rng.uniform(0, 2 * np.pi, n)
     dy = scene.map.dy - scene.per_cell(0.45 * d * np.sin(towards))
@@ -217,10 +225,11 @@ def _tubulin(scene: Scene) -> Floats:
     mask = scene.nucleus.mask
     tubes = np.clip(1 + contrast * streaks, 0.1, 3) * (1 - 0.5 * mask)
     living = scene.inside * (0.26 + 0.55 * scene.body + 0.35 * centre) * tubes
-    return living * (1 - scene.rounded) + 0.85 * scene.rounded * scene.body
+    image: Floats = living * (1 - scene.rounded) + 0.85 * scene.rounded * scene.body
+    return image
 
 
-STAINING: dict[str, Callable[[Scene], Floats]] = {
+STAINING: dict[str, Callable[[Scene], npt.NDArray[Any]]] = {
     "dna": _dna,
     "er": _er,
     "actin": _actin,

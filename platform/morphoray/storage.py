@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 from urllib.parse import unquote, urlsplit
@@ -324,8 +324,8 @@ class Storage:
                 parts = list(pool.map(put_part, range(1, -(-size // part_bytes) + 1)))
             self._call(uri, "complete_multipart_upload", UploadId=upload, MultipartUpload={"Parts": parts})
         except BaseException:
-            with contextlib.suppress(StorageError):  # the first error is the one to tell
-                self._call(uri, "abort_multipart_upload", UploadId=upload)
+            with contextlib.suppress(StorageError):  # the first error is the one to tell, and soon
+                replace(self, retries=0)._call(uri, "abort_multipart_upload", UploadId=upload)
             raise
 
     def _names(self, uri: str, recursive: bool, page: int = 1000) -> Iterator[str]:
@@ -415,7 +415,7 @@ def _filesystem(storage: Storage) -> Any:
     `Storage._call`, since botocore's, s3fs's and ours together would multiply into minutes.
     """
     environment = hash(frozenset(item for item in os.environ.items() if item[0].startswith("AWS_")))
-    key = (os.getpid(), storage, environment)
+    key = (os.getpid(), replace(storage, retries=0), environment)  # retries are no part of a connection
     if key not in _filesystems:
         import s3fs
 

@@ -1,0 +1,280 @@
+"""One run is one frozen, typed, complete configuration, read from a YAML file."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from morphoray.errors import ConfigError
+from morphoray.seeds import fingerprint
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class StorageConfig(Section):
+    """How s3:// URIs are reached; credentials come from the environment, as the AWS tools take them."""
+
+    endpoint_url: str | None = None
+    anonymous: bool = False
+    region: str | None = None
+    retries: int = Field(8, ge=0)
+    timeout_s: float = Field(60, gt=0)
+
+
+class DatasetConfig(BaseModel):
+    """Which importer reads which source; every further key is an option of that importer."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str
+    source: str | None = None  # simulated: made under the run when absent
+    storage: StorageConfig | None = None  # None: the run's own
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The importer's own keys, not validated yet."""
+        return dict(self.model_extra or {})
+
+
+class ImageConfig(Section):
+    """From raw pixels to the model's image: 3 x resolution x resolution, uint8."""
+
+    mapping: str | None = None  # None: the dataset's own
+    resolution: int = Field(512, ge=8, multiple_of=8)
+    fit: Literal["resize", "crop"] = "resize"  # the largest centred square, resized; or cut out at scale
+    scale_to: int | None = Field(None, ge=8)  # with crop: side the square is resized to before cutting
+    crops: int = Field(1, ge=1)  # with crop: how many a site; 1 is the centre
+
+    @model_validator(mode="after")
+    def _crop_options(self) -> "ImageConfig":
+        if self.fit == "resize" and (self.crops > 1 or self.scale_to is not None):
+            raise ValueError("crops and scale_to belong to fit: crop, found fit: resize")
+        return self
+
+
+class PerturbationsConfig(BaseModel):
+    """Which encoder turns a perturbation into a vector; further keys are that encoder's options."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    encoder: str = "constant"
+    projection: Literal["pad", "mlp"] = "pad"
+    tokens: int = Field(1, ge=1)  # of the learned projection; identical padded tokens need one only
+    hidden: int = Field(256, ge=1)  # width of the learned projection's hidden layer
+    dropout: float = Field(0.0, ge=0, le=1)  # share of conditions replaced by the null token in training
+    max_bad_fraction: float = Field(0.1, ge=0, le=1)  # of the perturbations, without a vector
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The encoder's own keys, not validated yet."""
+        return dict(self.model_extra or {})
+
+
+class BundleConfig(Section):
+    """The model to start from."""
+
+    preset: Literal["tiny", "small", "sd"] = "tiny"
+    source: str | None = None  # a diffusers-format folder; None: fresh weights
+    vae: str | None = None  # a folder with an AutoencoderKL instead of the preset's
+    unet: Literal["unet", "unet_ema"] = "unet_ema"  # which of the source's two weights
+    prediction_type: Literal["epsilon", "v_prediction"] | None = None  # None: the preset's
+
+
+class EncodeConfig(Section):
+    """From SITES to LATENTS."""
+
+    batch_size: int = Field(32, ge=1)  # images a VAE call
+    views: tuple[str, ...] = ("identity", "hflip")
+    sites_per_part: int = Field(64, ge=1)  # the unit of work and of resume
+    num_actors: int = Field(1, ge=1)
+    gpus_per_actor: float = Field(0, ge=0)
+    cpus_per_actor: float = Field(1, gt=0)
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    read_threads: int = Field(8, ge=1)
+    max_bad_fraction: float = Field(0.05, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _identity_first(self) -> "EncodeConfig":
+        if not self.views or len(set(self.views)) != len(self.views):
+            raise ValueError(f"views must be distinct and at least one, found {list(self.views)}")
+        return self
+
+
+class TrainingConfig(Section):
+    """The optimisation; batch_size is global, whatever the number of workers."""
+
+    mode: Literal["latents"] = "latents"
+    max_steps: int = Field(1000, ge=1)
+    batch_size: int = Field(32, ge=1)
+    gradient_accumulation: int = Field(1, ge=1)  # micro-batches a step, cut out of batch_size
+    learning_rate: float = Field(1e-5, gt=0)
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(1e-2, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    max_grad_norm: float | None = Field(1.0, gt=0)
+    min_snr_gamma: float | None = Field(None, gt=0)
+    ema_decay: float = Field(0.9999, ge=0, lt=1)
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    gradient_checkpointing: bool = False
+    channels_last: bool = False
+    compile: bool = False
+    checkpoint_every: int = Field(100, ge=1)
+    keep_checkpoints: int = Field(2, ge=1)
+    log_every: int = Field(10, ge=1)
+    sample_every: int | None = Field(None, ge=1)  # steps between sample grids; None: none
+    num_workers: int = Field(1, ge=1)
+    use_gpu: bool = False
+    cpus_per_worker: int = Field(1, ge=1)
+    max_failures: int = Field(0, ge=-1)
+
+    @model_validator(mode="after")
+    def _divisible(self) -> "TrainingConfig":
+        share = self.num_workers * self.gradient_accumulation
+        if self.batch_size % share:
+            raise ValueError(
+                f"batch_size {self.batch_size} is global and must be a multiple of "
+                f"num_workers x gradient_accumulation = {share}"
+            )
+        return self
+
+
+class GenerationConfig(Section):
+    """How images are sampled."""
+
+    sampler: Literal["ddpm", "ddim", "dpmsolver++"] = "ddpm"
+    steps: int = Field(50, ge=1, le=1000)
+    guidance_scale: float = Field(1.0, ge=0)
+    n: int = Field(500, ge=1)  # images a perturbation
+    batch_size: int = Field(16, ge=1)
+    images_per_part: int = Field(256, ge=1)
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    format: Literal["parquet", "png"] = "parquet"
+    num_actors: int = Field(1, ge=1)
+    gpus_per_actor: float = Field(0, ge=0)
+    cpus_per_actor: float = Field(1, gt=0)
+    seed: int | None = None  # None: the run's
+
+
+class EvaluationConfig(Section):
+    """How generated images are compared with real ones."""
+
+    extractor: str = "efficientnet_lite0"
+    n: int = Field(500, ge=2)  # most images a set; every distance uses the same N on both sides
+    reference_split: str | None = None  # None: every site of the perturbation
+
+
+class ScreenConfig(Section):
+    """Which library is screened, and how a molecule is scored."""
+
+    library: str | None = None  # .smi, .csv with a smiles column, or Parquet
+    n: int = Field(8, ge=1)  # images a molecule
+    molecules_per_part: int = Field(32, ge=1)
+    control: str | None = None  # perturbation_id of the control; None: the bundle's control
+    out: str | None = None  # None: <run_dir>/screen
+    extractor: str = "efficientnet_lite0"
+    concentration_um: float | None = None
+
+
+class RunConfig(Section):
+    """A run: everything it makes lies under `run_dir`."""
+
+    run_dir: str
+    data_dir: str | None = None  # where sites/ and latents/ lie, to share them between runs; None: run_dir
+    seed: int = 0
+    storage: StorageConfig = StorageConfig()
+    dataset: DatasetConfig = DatasetConfig(name="simulated")
+    image: ImageConfig = ImageConfig()
+    perturbations: PerturbationsConfig = PerturbationsConfig()
+    bundle: BundleConfig = BundleConfig()
+    encode: EncodeConfig = EncodeConfig()
+    training: TrainingConfig = TrainingConfig()
+    generation: GenerationConfig = GenerationConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    screen: ScreenConfig = ScreenConfig()
+
+    def fingerprint(self, *sections: str) -> str:
+        """16 hexadecimal digits that name the given sections' values and the seed."""
+        dump = self.model_dump(mode="json")
+        return fingerprint({"seed": self.seed, **{name: dump[name] for name in sections}})
+
+    def to_yaml(self) -> str:
+        """The complete configuration, defaults included."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def build(model: type[M], values: Mapping[str, Any], where: str) -> M:
+    """Validate `values` as `model`; ConfigError lists every wrong key, and the known ones for an unknown."""
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(model, where, item) for item in error.errors())) from None
+
+
+def _explain(model: type[BaseModel], where: str, item: Any) -> str:
+    path = [str(part) for part in item["loc"]]
+    key = ".".join([part for part in [where, *path] if part])
+    if item["type"] == "extra_forbidden":
+        known = ", ".join(sorted(_fields_at(model, path[:-1])))
+        return f"{key}: unknown key, found {item['input']!r}. Known keys here: {known}."
+    if item["type"] == "missing":
+        return f"{key}: missing. Add it to the configuration, or pass --set {key}=VALUE."
+    found = "" if isinstance(item["input"], dict) else f", found {item['input']!r}"
+    return f"{key}: {item['msg'].removeprefix('Value error, ')}{found}."
+
+
+def _fields_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
+    for part in path:
+        field = model.model_fields.get(part)
+        nested = (
+            [
+                kind
+                for kind in (getattr(field.annotation, "__args__", None) or (field.annotation,))
+                if isinstance(kind, type) and issubclass(kind, BaseModel)
+            ]
+            if field
+            else []
+        )
+        if not nested:
+            return []
+        model = nested[0]
+    return list(model.model_fields)
+
+
+def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """`values` with every `a.b=c` applied; c is read as YAML, so 3, true, null and [a, b] are typed."""
+    for override in overrides:
+        path, separator, text = override.partition("=")
+        if not separator or not path:
+            raise ConfigError(f"--set {override}: expected a.b=c, for one training.max_steps=500.")
+        target = values
+        *parents, last = path.split(".")
+        for part in parents:
+            if target.get(part) is None:
+                target[part] = {}
+            target = target[part]
+            if not isinstance(target, dict):
+                raise ConfigError(f"--set {override}: {part} holds a value, not a section.")
+        target[last] = yaml.safe_load(text)
+    return values
+
+
+def parse(text: str, where: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """The run described by YAML `text`, with overrides `a.b=c` applied; `where` names it in errors."""
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{where}: expected a mapping with run_dir, dataset, …; found {type(values).__name__}."
+        )
+    return build(RunConfig, apply_overrides(values, overrides), "")

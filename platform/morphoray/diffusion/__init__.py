@@ -1,0 +1,1 @@
+"""The latent diffusion model: bundle, codec, objective, samplers (torch, no ray)."""

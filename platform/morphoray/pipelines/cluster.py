@@ -1,0 +1,118 @@
+"""Reaching a Ray cluster, and checking that it can hold a run before anything waits on it."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+
+import morphoray
+from morphoray.config import RunConfig
+from morphoray.errors import MorphorayError, ResourceError
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a stage holds at once; all its parts start together, so the cluster must have the sum."""
+
+    cpus: float = 0
+    gpus: float = 0
+
+    def __str__(self) -> str:
+        return f"{self.cpus:g} CPUs and {self.gpus:g} GPUs"
+
+
+def encode_resources(config: RunConfig) -> Resources:
+    """The encoding actors, and one CPU for the tasks that read and write."""
+    encode = config.encode
+    return Resources(encode.num_actors * encode.cpus_per_actor + 1, encode.num_actors * encode.gpus_per_actor)
+
+
+def train_resources(config: RunConfig) -> Resources:
+    """The training workers; they hold their data in memory, so no Ray Data tasks run beside them."""
+    training = config.training
+    return Resources(
+        training.num_workers * training.cpus_per_worker, training.num_workers if training.use_gpu else 0
+    )
+
+
+def generate_resources(config: RunConfig) -> Resources:
+    """The sampling actors, and one CPU for the tasks that write."""
+    generation = config.generation
+    return Resources(
+        generation.num_actors * generation.cpus_per_actor + 1,
+        generation.num_actors * generation.gpus_per_actor,
+    )
+
+
+@contextmanager
+def connected(address: str | None = None) -> Iterator[None]:
+    """A connection to the cluster at `address`, else the one of the surrounding Ray job, else a local one.
+
+    A connection that is already there is used and left open.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    # Ray Train would print every worker line a second time, through its own logger.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    target = address or os.environ.get("RAY_ADDRESS")
+    try:
+        if target and target != "local":
+            # A Ray job brings the package as its working_dir; a direct connection has to send it.
+            source = str(Path(morphoray.__file__).parent)
+            in_job = "RAY_JOB_ID" in os.environ or os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")
+            ray.init(target, runtime_env=None if in_job else {"py_modules": [source]}, log_to_driver=True)
+        else:
+            ray.init("local", include_dashboard=False, logging_level=logging.WARNING, num_cpus=os.cpu_count())
+    except ConnectionError as error:
+        raise MorphorayError(
+            f"no Ray cluster answers at {target!r} ({error}). Start one with `ray start --head`, or leave "
+            "--address away for a local one."
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def quiet() -> None:
+    """Silence what a local cluster says of itself: it has no dashboard, which Ray Train asks every second."""
+    for name in (
+        "ray.data",
+        "ray.train.v2._internal.execution.controller.placement_group_cleaner",
+    ):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _start_local(tries: int = 3) -> None:
+    """A cluster in this process. On a busy machine its parts can miss each other's 15 s limits: try again."""
+    for left in range(tries - 1, -1, -1):
+        try:
+            ray.init(
+                "local",
+                include_dashboard=False,
+                logging_level=logging.ERROR,
+                num_cpus=os.cpu_count(),
+                runtime_env={"worker_process_setup_hook": quiet},
+            )
+            return
+        except Exception as error:  # Ray raises a bare Exception here
+            ray.shutdown()
+            if not left or "timed out during startup" not in str(error):
+                raise
+            print("ray: the local cluster did not start in time, trying again", flush=True)
+
+
+def preflight(stage: str, needs: Resources) -> None:
+    """Raise ResourceError if the connected cluster as a whole has fewer CPUs or GPUs than `needs`."""
+    total = ray.cluster_resources()
+    has = Resources(total.get("CPU", 0), total.get("GPU", 0))
+    if has.cpus < needs.cpus or has.gpus < needs.gpus:
+        raise ResourceError(
+            f"{stage} needs {needs}, the cluster has {has}. Ray would wait for ever. Add nodes, or lower "
+            f"num_workers, num_actors, cpus_per_worker or cpus_per_actor in the configuration."
+        )

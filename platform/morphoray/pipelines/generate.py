@@ -1,0 +1,259 @@
+"""A bundle to images: every perturbation's images in parts, on an actor pool, each part once."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from morphoray import schema
+from morphoray.config import GenerationConfig, StorageConfig
+from morphoray.errors import DataError
+from morphoray.perturbations import find_encoder
+from morphoray.perturbations.base import Perturbation
+from morphoray.pipelines.codecs import local_copy
+from morphoray.pipelines.layout import claim, storage_from
+from morphoray.pipelines.stream import Item, Progress, Stage, stream
+from morphoray.storage import Storage, join
+
+
+@dataclass(frozen=True)
+class GenerateSummary:
+    """How many images lie under `out`, and how many perturbations could not be encoded."""
+
+    out: str
+    images: int
+    quarantined: int
+
+
+def load(storage: Storage, uri: str, use_gpu: bool = False) -> Any:
+    """The bundle at any URI, averaged weights, on the GPU if asked for and there."""
+    import torch
+
+    from morphoray.diffusion.bundle import load_bundle
+
+    bundle = load_bundle(local_copy(storage, uri))
+    device = "cuda" if use_gpu and torch.cuda.is_available() else "cpu"
+    bundle.denoiser.to(device)
+    bundle.vae.to(device)
+    return bundle
+
+
+def read_manifest(storage: Storage, uri: str) -> dict[str, Any]:
+    """A bundle's morphoray.json. Raises DataError when the folder is not a finished bundle."""
+    where = join(uri, "morphoray.json")
+    if not storage.exists(where):
+        raise DataError(f"{uri}: found no morphoray.json; expected a bundle that training has finished.")
+    manifest: dict[str, Any] = storage.read_json(where)
+    return manifest
+
+
+def known_perturbations(manifest: dict[str, Any]) -> list[Perturbation]:
+    """The perturbations a bundle was trained beside, unseen ones included."""
+    return [
+        Perturbation(**{key: value for key, value in row.items() if key != "seen"})
+        for row in manifest["perturbations"]
+    ]
+
+
+def vectors_for(
+    manifest: dict[str, Any], items: Sequence[Perturbation]
+) -> tuple[np.ndarray, list[str | None]]:
+    """Condition vectors (N, width) float32 by the bundle's own encoder, and reasons for rows without one."""
+    condition = manifest["condition"]
+    encoded = find_encoder(condition["encoder"]).load(condition["state"]).encode(items)
+    return encoded.vectors, encoded.reasons
+
+
+def generate_images(
+    bundle: str,
+    items: Sequence[Perturbation],
+    out: str,
+    generation: GenerationConfig,
+    seed: int,
+    storage_config: StorageConfig,
+) -> GenerateSummary:
+    """Make generation.n images of every perturbation under `out`; the same call again goes on.
+
+    Images are IMAGES Parquet parts, and PNG files too where generation.format is png. Perturbations that
+    the bundle can't encode go to out/quarantine.parquet. Raises FingerprintError for other settings in `out`.
+    """
+    storage = storage_from(storage_config)
+    manifest = read_manifest(storage, bundle)
+    seed = seed if generation.seed is None else generation.seed
+    placement = {"num_actors", "gpus_per_actor", "cpus_per_actor", "batch_size", "n", "seed"}
+    settings = {
+        "bundle": manifest["fingerprint"],
+        "generation": generation.model_dump(mode="json", exclude=placement),
+        "seed": seed,
+    }
+    claim(storage, join(out, "settings.json"), settings, "Images")
+    good, quarantined = _encode_or_quarantine(storage, manifest, items, out)
+    parts = plan_parts(good, generation)
+    done = {uri.rsplit("/", 1)[-1] for uri in storage.list_files(join(out, "parts"), suffix=".parquet")}
+    todo = [part for part in parts if f"{part['name']}.parquet" not in done]
+    total = sum(part["count"] for part in parts)
+    progress = Progress("generate", total, "images")
+    if len(todo) < len(parts):
+        progress.add(total - sum(part["count"] for part in todo))
+    arguments = {
+        "storage": storage,
+        "bundle": bundle,
+        "generation": generation,
+        "seed": seed,
+        "resolution": int(manifest["resolution"]),
+    }
+    sampling = Stage(
+        GeneratePart,
+        arguments,
+        num_actors=generation.num_actors,
+        cpus=generation.cpus_per_actor,
+        gpus=generation.gpus_per_actor,
+    )
+    writing = {"storage": storage, "out": out, "as_png": generation.format == "png"}
+    for row in stream(todo, [sampling, Stage(write_images, writing, cpus=0.5)]):
+        progress.add(row["count"])
+    return GenerateSummary(out, total, quarantined)
+
+
+def _encode_or_quarantine(
+    storage: Storage, manifest: dict[str, Any], items: Sequence[Perturbation], out: str
+) -> tuple[list[tuple[str, np.ndarray]], int]:
+    """Ids and vectors of the items that can be encoded; the number of the others, now in quarantine."""
+    vectors, reasons = vectors_for(manifest, items)
+    bad = [
+        {"stage": "generate", "item": item.perturbation_id, "uri": None, "reason": reason}
+        for item, reason in zip(items, reasons, strict=True)
+        if reason is not None
+    ]
+    if bad:
+        uri = join(out, "quarantine.parquet")
+        table = pa.Table.from_pylist(bad, schema=schema.QUARANTINE)
+        storage.write_table(uri, schema.stamp(table, manifest["fingerprint"]))
+        print(f"generate: {len(bad)} of {len(items)} perturbations left out, see {uri}", flush=True)
+    if len(bad) == len(items):
+        reason = bad[0]["reason"] if bad else "the list is empty"
+        raise DataError(f"none of the {len(items)} perturbations can be encoded: {reason}")
+    good = [
+        (item.perturbation_id, vector)
+        for item, vector, reason in zip(items, vectors, reasons, strict=True)
+        if reason is None
+    ]
+    return good, len(bad)
+
+
+def plan_parts(good: Sequence[tuple[str, np.ndarray]], generation: GenerationConfig) -> list[Item]:
+    """Cut the (perturbation, index) pairs into parts of about images_per_part.
+
+    A part's name tells its contents, so a run with a larger n keeps the parts that are whole already.
+    """
+    size = generation.images_per_part
+    chunks = [
+        (name, vector, start, min(size, generation.n - start))
+        for name, vector in good
+        for start in range(0, generation.n, size)
+    ]
+    parts: list[Item] = []
+    group: list[tuple[str, np.ndarray, int, int]] = []
+    for chunk in chunks:
+        if group and sum(entry[3] for entry in group) + chunk[3] > size:
+            parts.append(_part(group))
+            group = []
+        group.append(chunk)
+    if group:
+        parts.append(_part(group))
+    return parts
+
+
+def _part(group: Sequence[tuple[str, np.ndarray, int, int]]) -> Item:
+    from morphoray.seeds import fingerprint
+
+    told = [[name, start, count] for name, _, start, count in group]
+    return {
+        "name": f"part-{fingerprint(told)}",
+        "ids": [name for name, _, _, count in group for _ in range(count)],
+        "indices": [start + offset for _, _, start, count in group for offset in range(count)],
+        "vectors": b"".join(
+            np.asarray(vector, np.float32).tobytes() * count for _, vector, _, count in group
+        ),
+        "count": sum(entry[3] for entry in group),
+    }
+
+
+class GeneratePart:
+    """An actor that holds the bundle and samples a part's images."""
+
+    def __init__(
+        self, storage: Storage, bundle: str, generation: GenerationConfig, seed: int, resolution: int
+    ) -> None:
+        from morphoray.diffusion.generate import SamplerSettings
+
+        self._bundle = load(storage, bundle, use_gpu=generation.gpus_per_actor > 0)
+        self._settings = SamplerSettings(
+            sampler=generation.sampler,
+            steps=generation.steps,
+            guidance_scale=generation.guidance_scale,
+            seed=seed,
+            resolution=resolution,
+            batch_size=generation.batch_size,
+            precision=generation.precision,
+        )
+
+    def __call__(self, item: Item) -> Item:
+        """The part's IMAGES table, packed."""
+        from morphoray.diffusion.generate import ImageRequest, generate, image_seed
+        from morphoray.imaging.png import encode_png
+
+        ids, indices = list(item["ids"]), [int(index) for index in item["indices"]]
+        vectors = np.frombuffer(item["vectors"], np.float32).reshape(len(ids), -1)
+        requests = [ImageRequest(*row) for row in zip(ids, vectors, indices, strict=True)]
+        settings = self._settings
+        rows = [
+            {
+                "perturbation_id": request.perturbation_id,
+                "index": request.index,
+                "seed": image_seed(settings, request),
+                "sampler": settings.sampler,
+                "steps": settings.steps,
+                "guidance_scale": settings.guidance_scale,
+                "image": encode_png(image, 1),
+                "bundle_fingerprint": self._bundle.fingerprint,
+            }
+            for request, image in zip(requests, generate(self._bundle, requests, settings), strict=True)
+        ]
+        table = schema.stamp(pa.Table.from_pylist(rows, schema=schema.IMAGES), self._bundle.fingerprint)
+        sink = io.BytesIO()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+        return {"name": item["name"], "table": sink.getvalue(), "count": len(rows)}
+
+
+def write_images(item: Item, storage: Storage, out: str, as_png: bool) -> Item:
+    """Write a part: PNG files first where asked for, the Parquet part, which marks it as done, last."""
+    table = pa.ipc.open_stream(item["table"]).read_all()
+    if as_png:
+        for row in table.select(["perturbation_id", "index", "image"]).to_pylist():
+            name = f"{row['index']:05d}.png"
+            storage.write_bytes(join(out, "png", safe_name(row["perturbation_id"]), name), row["image"])
+    storage.write_table(join(out, "parts", f"{item['name']}.parquet"), table)
+    return {"count": item["count"]}
+
+
+def safe_name(perturbation_id: str) -> str:
+    """A perturbation_id as one path segment: bytes outside letters, digits, '.', '_' and '-' as %XX."""
+    from urllib.parse import quote
+
+    return quote(perturbation_id, safe="").replace("~", "%7E") if perturbation_id.strip(".") else "%2E"
+
+
+def read_images(storage: Storage, out: str, perturbation_id: str | None = None) -> pa.Table:
+    """The IMAGES table under `out`, sorted by perturbation and index."""
+    uris = storage.list_files(join(out, "parts"), suffix=".parquet")
+    if not uris:
+        raise DataError(f"{out}: found no parts of generated images.")
+    table = pa.concat_tables([storage.read_table(uri) for uri in uris])
+    if perturbation_id is not None:
+        table = table.filter(pa.compute.equal(table["perturbation_id"], perturbation_id))
+    return table.sort_by([("perturbation_id", "ascending"), ("index", "ascending")])

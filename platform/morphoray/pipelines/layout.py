@@ -1,0 +1,134 @@
+"""Where everything of a run lies under its `run_dir`, and the checks between its stages."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from morphoray.config import DatasetConfig, RunConfig, StorageConfig, build
+from morphoray.datasets import find_dataset
+from morphoray.datasets.base import Dataset
+from morphoray.errors import ConfigError, FingerprintError
+from morphoray.perturbations import find_encoder
+from morphoray.storage import Storage, absolute, join
+
+
+def storage_from(config: StorageConfig) -> Storage:
+    """The storage a configuration describes."""
+    return Storage(**config.model_dump())
+
+
+@dataclass(frozen=True)
+class RunLayout:
+    """URIs of a run's parts; what is made from the dataset alone lies under `data`, which runs can share."""
+
+    root: str
+    data: str
+
+    def of(self, *parts: str) -> str:
+        """The URI of a part under run_dir, for one of("samples", "final.png")."""
+        return join(self.root, *parts)
+
+    def of_data(self, *parts: str) -> str:
+        """The URI of a part under data_dir, for one of_data("quarantine", "encode")."""
+        return join(self.data, *parts)
+
+    @property
+    def sites(self) -> str:
+        """The SITES table."""
+        return self.of_data("sites", "sites.parquet")
+
+    @property
+    def latents(self) -> str:
+        """The folder of LATENTS parts."""
+        return self.of_data("latents")
+
+    @property
+    def checkpoints(self) -> str:
+        """The folder of training checkpoints."""
+        return self.of("checkpoints")
+
+    @property
+    def bundle(self) -> str:
+        """The finished bundle; its morphoray.json is written last."""
+        return self.of("bundle")
+
+    @property
+    def conditions(self) -> str:
+        """The condition vector of every perturbation in SITES."""
+        return self.of("conditions.json")
+
+
+def resolve(config: RunConfig) -> RunConfig:
+    """Complete the parts that name a registry entry: absolute URIs, importer and encoder options.
+
+    Raises ConfigError for an unknown dataset, encoder or option.
+    """
+    dataset = find_dataset(config.dataset.name)
+    options = build(dataset.options, config.dataset.options, "dataset").model_dump(mode="json")
+    source = config.dataset.source
+    root = absolute(config.run_dir)
+    data = absolute(config.data_dir or config.run_dir)
+    if source is None:
+        if config.dataset.name != "simulated":
+            raise ConfigError(
+                f"dataset.source: missing. Where does {config.dataset.name} lie (path or s3://)?"
+            )
+        source = join(data, "source")
+    encoder = find_encoder(config.perturbations.encoder)
+    encoder_options = build(encoder.options, config.perturbations.options, "perturbations")
+    known = set(type(config.perturbations).model_fields)
+    perturbations = {key: value for key, value in config.perturbations.model_dump().items() if key in known}
+    values = config.model_dump(mode="json")
+    values["run_dir"], values["data_dir"] = root, data
+    values["dataset"] = {
+        "name": config.dataset.name,
+        "source": absolute(source),
+        "storage": values["dataset"]["storage"],
+        **options,
+    }
+    values["perturbations"] = perturbations | encoder_options.model_dump(mode="json")
+    values["image"]["mapping"] = config.image.mapping or dataset.mapping
+    return build(RunConfig, values, "")
+
+
+def dataset_of(config: RunConfig) -> tuple[Dataset, Any, Storage]:
+    """The run's importer, its validated options and the storage its source is read with."""
+    section: DatasetConfig = config.dataset
+    dataset = find_dataset(section.name)
+    options = build(dataset.options, section.options, "dataset")
+    return dataset, options, storage_from(section.storage or config.storage)
+
+
+def layout_of(config: RunConfig) -> RunLayout:
+    """The layout under the run's run_dir and data_dir."""
+    return RunLayout(absolute(config.run_dir), absolute(config.data_dir or config.run_dir))
+
+
+def claim(storage: Storage, uri: str, made_by: dict[str, Any], what: str) -> None:
+    """Write `made_by` beside a stage's output, or raise FingerprintError if other settings lie there.
+
+    The message lists each setting that differs, as path: stored, now.
+    """
+    if not storage.exists(uri):
+        storage.write_json(uri, made_by)
+        return
+    stored = storage.read_json(uri)
+    if stored == made_by:
+        return
+    differences = [
+        f"  {key}: stored {before}, now {after}" for key, before, after in _differences(stored, made_by)
+    ]
+    raise FingerprintError(
+        f"{what} under {uri} were made by other settings:\n" + "\n".join(differences) + "\n"
+        "Restore these settings, or use another run_dir; nothing was changed."
+    )
+
+
+def _differences(stored: Any, now: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(stored, dict) and isinstance(now, dict):
+        keys = sorted(stored.keys() | now.keys())
+        return [
+            difference
+            for key in keys
+            for difference in _differences(stored.get(key), now.get(key), f"{path}.{key}".lstrip("."))
+        ]
+    return [] if stored == now else [(path, stored, now)]

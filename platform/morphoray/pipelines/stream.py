@@ -1,0 +1,116 @@
+"""Work in parts through Ray Data: each item a unit that is done once, or done again whole."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
+
+from morphoray.errors import MorphorayError
+
+Item = dict[str, Any]
+# A unit that kills its process would otherwise be retried for ever.
+RETRIES = 3
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the stream: a function of an item, or a class whose instances are, kept in actors.
+
+    A class gets `arguments` when its actor starts; a function gets them at every call.
+    """
+
+    work: Callable[..., Any]
+    arguments: dict[str, Any] = field(default_factory=dict)
+    num_actors: int = 0  # 0: tasks, as many as the CPUs allow
+    cpus: float = 1
+    gpus: float = 0
+
+
+def stream(items: Sequence[Item], stages: Sequence[Stage]) -> Iterator[Item]:
+    """Pass every item through the stages; yields the last stage's results in any order.
+
+    An item is one Ray Data block, so memory is bounded by the items in flight and not by their number.
+    Raises the first MorphorayError that a stage raised.
+    """
+    if not items:
+        return
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # Progress says it in the run's own words
+    dataset = ray.data.from_items(list(items), override_num_blocks=len(items))
+    for stage in stages:
+        dataset = dataset.map(stage.work, **_placement(stage))
+    try:
+        yield from dataset.iter_rows()
+    except MorphorayError:
+        raise
+    except Exception as error:
+        cause = find_cause(error)
+        if cause is not None:
+            raise cause from None
+        raise
+
+
+def _placement(stage: Stage) -> dict[str, Any]:
+    if stage.num_actors:
+        return {
+            "fn_constructor_kwargs": stage.arguments,
+            "compute": ActorPoolStrategy(size=stage.num_actors),
+            "num_cpus": stage.cpus,
+            "num_gpus": stage.gpus or None,
+            "max_restarts": RETRIES,
+            "max_task_retries": RETRIES,
+        }
+    return {
+        "fn_kwargs": stage.arguments,
+        "compute": TaskPoolStrategy(),
+        "num_cpus": stage.cpus,
+        "max_retries": RETRIES,
+    }
+
+
+def find_cause(error: BaseException) -> MorphorayError | None:
+    """The MorphorayError inside Ray's wrappers, if there is one."""
+    seen: set[int] = set()
+    queue: list[Any] = [error]
+    while queue:
+        current = queue.pop()
+        if not isinstance(current, BaseException) or id(current) in seen:
+            continue
+        if isinstance(current, MorphorayError):
+            return current
+        seen.add(id(current))
+        queue += [current.__cause__, current.__context__, getattr(current, "cause", None)]
+        queue += list(getattr(current, "worker_failures", {}).values())
+        queue += [getattr(current, "controller_failure", None), *current.args]
+    return None
+
+
+class Progress:
+    """Prints one line every few seconds: what is done of how many, the rate and the time left."""
+
+    def __init__(self, what: str, total: int, unit: str, every_s: float = 5) -> None:
+        self._what, self._total, self._unit, self._every_s = what, total, unit, every_s
+        self._done, self._started = 0, time.monotonic()
+        self._printed = self._started
+
+    def add(self, count: int, note: str = "") -> None:
+        """Count `count` more units; prints when it is time to, and at the end."""
+        self._done += count
+        now = time.monotonic()
+        if now - self._printed < self._every_s and self._done < self._total:
+            return
+        self._printed = now
+        rate = self._done / max(now - self._started, 1e-9)
+        left = (self._total - self._done) / max(rate, 1e-9)
+        share = 100 * self._done // max(1, self._total)
+        print(
+            f"{self._what}  {share:3d} %  {self._done}/{self._total} {self._unit}  "
+            f"{rate:.1f} {self._unit}/s  {left:.0f} s left{note}",
+            flush=True,
+        )

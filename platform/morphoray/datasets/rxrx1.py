@@ -79,9 +79,13 @@ def read_metadata(uri: str, storage: Storage) -> pd.DataFrame:
             f"{uri}: missing. The source must be the folder that holds metadata.csv and images/."
         ) from None
     try:
-        table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False, index_col=False)
+        table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise DataError(f"{uri}: not a CSV table ({error})") from None
+    if not isinstance(table.index, pd.RangeIndex):  # pandas took the surplus for row names
+        raise DataError(f"{uri}: rows have more values than the header, {len(table.columns)}")
+    if table.empty:
+        raise DataError(f"{uri}: no rows below the header")
     missing = [name for name in _COLUMNS if name not in table.columns]
     if missing:
         raise DataError(f"{uri}: found columns {list(table.columns)}, expected also {missing}")
@@ -134,7 +138,9 @@ def _check_files(rows: pd.DataFrame, uris: Any, storage: Storage) -> tuple[Any, 
     folders = sorted({str(uri).rpartition("/")[0] for uri in uris[:, 0]})
     with ThreadPoolExecutor(_LISTINGS) as threads:
         listed = {name for names in threads.map(storage.list_files, folders) for name in names}
-    present = pd.Series(uris.ravel()).isin(listed).to_numpy().reshape(uris.shape)
+    present = np.fromiter((uri in listed for uri in uris.flat), dtype=bool, count=uris.size).reshape(
+        uris.shape
+    )
     complete = present.all(axis=1)
     return complete, list(_incomplete(rows["site_id"].to_numpy(object), uris, present, ~complete))
 
@@ -152,6 +158,8 @@ def _genes(rows: pd.DataFrame, options: Rxrx1Options, storage: Storage) -> tuple
         return {}, []
     genes = read_sirna_genes(options.gene_table, storage)
     treated = set(rows["sirna"]) - {"EMPTY"}
+    if not treated:
+        return genes, []
     unnamed = sorted(treated - set(genes))
     note = f"genes: {len(treated) - len(unnamed)} of {len(treated)} siRNAs named"
     return genes, [f"{note}; without one: {', '.join(unnamed[:5])}" if unnamed else note]

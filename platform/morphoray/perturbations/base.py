@@ -173,7 +173,7 @@ def parse_float(value: Any, where: str) -> float | None:
 def read_csv(uri: str, storage: Storage) -> list[dict[str, str]]:
     """Rows of a CSV with a header, any line endings. Raises DataError naming the row that is ragged."""
     text = storage.read_text(uri)
-    reader = csv.reader(io.StringIO(text, newline=""))
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         lines = [line for line in reader if line]
     except csv.Error as error:

@@ -150,7 +150,7 @@ def read_vectors(uri: str, storage: Storage) -> tuple[list[str], Vectors]:
 
 def _csv_rows(text: str, uri: str) -> tuple[list[str], list[Vectors], int]:
     """Ids, vectors, and the number of the first data row (2 below a header)."""
-    reader = csv.reader(io.StringIO(text, newline=""))
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         lines = [line for line in reader if line]
     except csv.Error as error:

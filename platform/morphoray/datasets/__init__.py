@@ -1,6 +1,6 @@
 """The registry of datasets: importers from what users have to SITES. A new one is a module and a line."""
 
-from morphoray.datasets import imagefolder, rxrx1
+from morphoray.datasets import imagefolder, rxrx1, simulated
 from morphoray.datasets.base import Dataset
 from morphoray.errors import ConfigError
 from morphoray.imaging.channels import CELL_PAINTING_CHANNELS
@@ -9,6 +9,9 @@ DATASETS: dict[str, Dataset] = {
     "rxrx1": Dataset("rxrx1", rxrx1.Rxrx1Options, rxrx1.read, CELL_PAINTING_CHANNELS, "rxrx1_rgb"),
     "imagefolder": Dataset(
         "imagefolder", imagefolder.ImagefolderOptions, imagefolder.read, ("red", "green", "blue"), "rgb"
+    ),
+    "simulated": Dataset(
+        "simulated", simulated.SimulatedOptions, simulated.read, CELL_PAINTING_CHANNELS, "rxrx1_rgb"
     ),
 }
 

@@ -27,10 +27,20 @@ from morphoray.datasets.simulator.shapes import (
 from morphoray.datasets.simulator.stains import make_scene, stain
 from morphoray.seeds import numpy_generator
 
-__all__ = ["LAYOUTS", "FieldTruth", "Fields", "draw_fields", "random_batch", "random_phenotype"]
+__all__ = [
+    "LAYOUTS",
+    "FieldTruth",
+    "Fields",
+    "draw_fields",
+    "field_truth",
+    "random_batch",
+    "random_phenotype",
+]
 
 Floats = npt.NDArray[np.float32]
 Images = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+
+_STREAM = "simulated-field"
 
 # Channels as (stain, counts of 255 for a typical bright structure). Three: BBBC021's order after mapping
 # (red actin, green tubulin, blue DNA). Five: JUMP (DNA, ER, RNA, actin and Golgi together, mitochondria).
@@ -67,7 +77,7 @@ class FieldTruth:
     nucleus_count: int
     mean_nuclear_area_px: float
     mean_nuclear_elongation: float
-    mean_cell_area_px: float
+    mean_spread_area_px: float  # a cell's outline, where no neighbour limited it
     multinucleated_count: int
     condensed_count: int
     fragmented_count: int
@@ -106,11 +116,24 @@ def draw_fields(
     images = np.zeros((len(keys), channels, size, size), np.uint8 if bit_depth == 8 else np.uint16)
     truth = []
     for i, (phenotype, batch, key) in enumerate(zip(phenotypes, batches, keys, strict=True)):
-        rng = numpy_generator("simulated-field", *key)
-        image, field_truth = _draw(phenotype, batch, size, channels, nucleus_diameter_px, rng)
+        rng = numpy_generator(_STREAM, *key)
+        image, held = _draw(phenotype, batch, size, channels, nucleus_diameter_px, rng)
         images[i] = digitise(image, bit_depth)
-        truth.append(field_truth)
+        truth.append(held)
     return Fields(images, truth)
+
+
+def field_truth(
+    phenotype: Phenotype,
+    batch: BatchEffect,
+    size: int,
+    key: tuple[str | int, ...],
+    nucleus_diameter_px: float = 20.0,
+) -> FieldTruth:
+    """What `draw_fields` draws for the same arguments, without drawing it: about 2 ms."""
+    rng = numpy_generator(_STREAM, *key)
+    cells = place_cells(rng, phenotype, batch, size, nucleus_diameter_px)
+    return _truth(cells, place_nuclei(rng, phenotype, cells, nucleus_diameter_px), size)
 
 
 def _draw(
@@ -170,7 +193,7 @@ def _truth(cells: Cells, nuclei: Nuclei, size: int) -> FieldTruth:
         nucleus_count=int(here[nuclei.cell].sum()),
         mean_nuclear_area_px=float(nuclei.area[seen].mean()) if seen.any() else nothing,
         mean_nuclear_elongation=float((widths.max(1) / widths.min(1)).mean()) if seen.any() else nothing,
-        mean_cell_area_px=float(np.pi * (cells.radius[here] ** 2).mean()) if here.any() else nothing,
+        mean_spread_area_px=float(np.pi * (cells.radius[here] ** 2).mean()) if here.any() else nothing,
         multinucleated_count=int((here & (cells.nuclei_count > 1)).sum()),
         condensed_count=int((here & (cells.kind == CONDENSED)).sum()),
         fragmented_count=int((here & (cells.kind == FRAGMENTED)).sum()),

@@ -141,7 +141,7 @@ def random_batch(rng: np.random.Generator, strength: float = 1.0) -> BatchEffect
     return BatchEffect(
         stain_gain=tuple(float(g) for g in gains),
         background=tuple(float(b) for b in 1.5 * np.exp(rng.normal(0, 0.5 * strength, len(STAINS)))),
-        blur_px=float(0.7 * np.exp(rng.normal(0, 0.25 * strength))),
+        blur_px=float(0.7 * np.exp(rng.normal(0, 0.18 * strength))),
         illumination=float(0.12 + 0.13 * strength * rng.random()),
         illumination_centre=tuple(float(c) for c in 0.5 + 0.3 * strength * (rng.random(2) - 0.5)),  # type: ignore[arg-type]
         haze=float(np.clip(0.25 + 0.08 * strength * rng.normal(), 0.08, 0.5)),

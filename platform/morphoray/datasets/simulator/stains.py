@@ -64,7 +64,7 @@ def make_scene(
     inside = np.clip(edge_px * 0.5 + 0.4, 0.5 * alone, 1)
     rounded = alone * inside
     lamella = 0.2 + 0.8 * np.exp(-((depth / 0.58) ** 2))
-    body = inside * (lamella * (1 - rounded) + 1.35 * rounded * np.sqrt(np.clip(1.05 - depth**2, 0, 1)))
+    body = inside * (lamella * (1 - rounded) + 0.9 * rounded * np.sqrt(np.clip(1.05 - depth**2, 0, 1)))
     below = np.clip((1 - cell_map.second) * 4, 0, 1) * np.clip(1.2 - cell_map.second, 0, 1)
     body += 0.25 * below * inside * (1 - rounded)
     border_px = (np.minimum(cell_map.second, 2) - depth) * radius

@@ -1,6 +1,7 @@
 """Perturbations and their vectors: the encoders' contract, numbers by hand, and tables as users have them."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from morphoray.errors import ConfigError, DataError
+from morphoray.errors import ConfigError, DataError, MissingExtraError
 from morphoray.perturbations import ENCODERS, find_encoder, rdkit, table
 from morphoray.perturbations.base import Encoder, Perturbation, from_rows, read_perturbations
 from morphoray.perturbations.projection import pad_to_token
@@ -202,6 +203,12 @@ def test_rdkit_descriptors_of_many() -> None:
     assert values[0, rdkit.DESCRIPTORS.index("MolWt")] == pytest.approx(46.069, abs=1e-3)
     assert np.isnan(values[1]).all()
     assert [reason is None for reason in reasons] == [True, False, True]
+
+
+def test_rdkit_absent_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rdkit", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'morphoray\[chem\]'"):
+        rdkit.descriptors(["CCO"])
 
 
 def test_rdkit_equals_the_original_table(real_data: Path) -> None:

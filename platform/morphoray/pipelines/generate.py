@@ -16,6 +16,7 @@ from morphoray.perturbations.base import Perturbation
 from morphoray.pipelines.codecs import local_copy
 from morphoray.pipelines.layout import claim, storage_from
 from morphoray.pipelines.stream import Item, Progress, Stage, stream
+from morphoray.seeds import fingerprint
 from morphoray.storage import Storage, join
 
 
@@ -83,11 +84,12 @@ def generate_images(
     storage = storage_from(storage_config)
     manifest = read_manifest(storage, bundle)
     seed = seed if generation.seed is None else generation.seed
-    placement = {"num_actors", "gpus_per_actor", "cpus_per_actor", "batch_size", "n", "seed"}
+    placement = {"num_actors", "gpus_per_actor", "cpus_per_actor", "batch_size", "seed"}
     settings = {
         "bundle": manifest["fingerprint"],
         "generation": generation.model_dump(mode="json", exclude=placement),
         "seed": seed,
+        "perturbations": fingerprint([item.perturbation_id for item in items]),
     }
     claim(storage, join(out, "settings.json"), settings, "Images")
     good, quarantined = _encode_or_quarantine(storage, manifest, items, out)
@@ -145,10 +147,7 @@ def _encode_or_quarantine(
 
 
 def plan_parts(good: Sequence[tuple[str, np.ndarray]], generation: GenerationConfig) -> list[Item]:
-    """Cut the (perturbation, index) pairs into parts of about images_per_part.
-
-    A part's name tells its contents, so a run with a larger n keeps the parts that are whole already.
-    """
+    """Cut the (perturbation, index) pairs into parts of at most images_per_part, named by their contents."""
     size = generation.images_per_part
     chunks = [
         (name, vector, start, min(size, generation.n - start))
@@ -168,8 +167,6 @@ def plan_parts(good: Sequence[tuple[str, np.ndarray]], generation: GenerationCon
 
 
 def _part(group: Sequence[tuple[str, np.ndarray, int, int]]) -> Item:
-    from morphoray.seeds import fingerprint
-
     told = [[name, start, count] for name, _, start, count in group]
     return {
         "name": f"part-{fingerprint(told)}",

@@ -66,7 +66,8 @@ class Recorder:
         filled = 20 * step // config.max_steps
         print(
             f"train [{'#' * filled}{'.' * (20 - filled)}] {step}/{config.max_steps}  "
-            f"loss {record['loss']:.4f}  {record['images_per_s']:.1f} images/s  {int(left) // 60}:{int(left) % 60:02d} left",
+            f"loss {record['loss']:.4f}  {record['images_per_s']:.1f} images/s  "
+            f"{int(left) // 60}:{int(left) % 60:02d} left",
             flush=True,
         )
         self._records.append({key: record[key] for key in ("step", "loss", "learning_rate", "images_per_s")})

@@ -1,0 +1,152 @@
+"""Compare runs that share their data: real, reconstructed and generated images of every perturbation."""
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from morphoray.config import RunConfig
+from morphoray.errors import DataError, MissingObjectError
+from morphoray.evaluation.distances import compare, frechet, kid_full
+from morphoray.evaluation.results import FRECHET, PerturbationResult
+from morphoray.imaging.png import decode_png
+from morphoray.perturbations.base import Perturbation, from_rows
+from morphoray.pipelines.codecs import local_bundle_config
+from morphoray.pipelines.encode import ReadPlan, site_images
+from morphoray.pipelines.generate import read_images
+from morphoray.pipelines.layout import dataset_of, layout_of, storage_from
+from morphoray.pipelines.sites import read_sites
+from morphoray.seeds import numpy_generator
+
+SHOWN = 8
+
+
+@dataclass(frozen=True)
+class ImageSets:
+    """Images (N, 3, R, R) uint8 of one perturbation; reconstructed are the codec's of `real`, row by row."""
+
+    perturbation: Perturbation
+    unseen: bool
+    real: np.ndarray
+    reconstructed: np.ndarray
+    generated: dict[str, np.ndarray]
+
+
+def real_images(config: RunConfig, perturbation_id: str, splits: tuple[str, ...], most: int) -> np.ndarray:
+    """Up to `most` real images (N, K, R, R) of a perturbation, drawn over its sites of the given splits.
+
+    Sites that can't be read are left out: encoding has quarantined them.
+    """
+    sites = read_sites(config)
+    mine = pc.and_(
+        pc.equal(sites["perturbation_id"], perturbation_id),
+        pc.is_in(sites["split"], _strings(splits)),
+    )
+    rows = sites.filter(mine).select(["site_id", "channel_uris"]).to_pylist()
+    if not rows:
+        raise DataError(f"{perturbation_id}: found no real sites in the splits {', '.join(splits)}.")
+    plan = ReadPlan(config.image, config.encode.read_threads, config.seed)
+    storage = dataset_of(config)[2]
+
+    def read(row: dict[str, Any]) -> np.ndarray | None:
+        try:
+            return site_images(row["channel_uris"], row["site_id"], plan, storage)
+        except (DataError, MissingObjectError):
+            return None
+
+    order = numpy_generator("real", config.seed, perturbation_id).permutation(len(rows))
+    needed = -(-most // config.image.crops)
+    with ThreadPoolExecutor(plan.threads) as pool:
+        found = [images for images in pool.map(read, [rows[i] for i in order[:needed]]) if images is not None]
+    if not found:
+        raise DataError(f"{perturbation_id}: none of its real images can be read.")
+    return np.concatenate(found)[:most]
+
+
+def _strings(values: tuple[str, ...]) -> Any:
+    import pyarrow as pa
+
+    return pa.array(values, pa.string())
+
+
+def collect(
+    config: RunConfig, generated: dict[str, str], splits: tuple[str, ...], most: int
+) -> list[ImageSets]:
+    """Real, reconstructed and generated images of every perturbation that all methods have.
+
+    generated: method → URI of its IMAGES.
+    """
+    from morphoray.diffusion.bundle import vae_for
+    from morphoray.diffusion.codec import reconstruct
+
+    storage = storage_from(config.storage)
+    sites = read_sites(config)
+    held_out = pc.equal(sites["split"], "held_out_perturbation")
+    unseen = set(sites.filter(held_out)["perturbation_id"].unique().to_pylist())
+    tables = {method: read_images(storage, uri) for method, uri in generated.items()}
+    codec = vae_for(local_bundle_config(config), config.seed)
+    sets = []
+    for item in from_rows(sites):
+        name = item.perturbation_id
+        made = {
+            method: table.filter(pc.equal(table["perturbation_id"], name))["image"].to_pylist()
+            for method, table in tables.items()
+        }
+        if not all(made.values()):
+            continue
+        real = real_images(config, name, splits, most)
+        images = {method: np.stack([decode_png(data) for data in rows]) for method, rows in made.items()}
+        sets.append(ImageSets(item, name in unseen, real, reconstruct(codec, real), images))
+    return sets
+
+
+def measure_sets(sets: list[ImageSets], extractor: Any, seed: int) -> list[PerturbationResult]:
+    """Fréchet and kernel distances of every method for each perturbation, all at the same N."""
+    results = []
+    for entry in sets:
+        real, reconstructed = extractor(entry.real), extractor(entry.reconstructed)
+        generated = {method: extractor(images) for method, images in entry.generated.items()}
+        distances = {
+            name: compare(
+                real,
+                generated,
+                numpy_generator("compare", seed, entry.perturbation.perturbation_id),
+                reconstructed=reconstructed,
+                metric=metric,
+            )
+            for name, metric in ((FRECHET, frechet), ("kid", kid_full))
+        }
+        item = entry.perturbation
+        results.append(
+            PerturbationResult(
+                perturbation_id=item.perturbation_id,
+                real=entry.real[:SHOWN],
+                distances=distances,
+                reconstructions=entry.reconstructed[:SHOWN],
+                moa=item.moa,
+                smiles=item.smiles,
+                gene=item.gene,
+                concentration_um=item.concentration_um,
+                unseen=entry.unseen,
+                is_control=item.is_control,
+                **{method: images[:SHOWN] for method, images in entry.generated.items()},
+            )
+        )
+    return results
+
+
+def losses(config: RunConfig) -> list[tuple[int, float]]:
+    """(step, loss) of a run's metrics.jsonl."""
+    import json
+
+    storage, layout = storage_from(config.storage), layout_of(config)
+    lines = storage.read_text(layout.of("metrics.jsonl")).splitlines()
+    return [(int(record["step"]), float(record["loss"])) for record in map(json.loads, lines)]
+
+
+def name_of(*fingerprints: str) -> str:
+    """One fingerprint of several."""
+    return hashlib.sha256(" ".join(fingerprints).encode()).hexdigest()[:16]

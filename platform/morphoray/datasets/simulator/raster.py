@@ -87,7 +87,7 @@ def map_cells(cells: Cells, size: int) -> CellMap:
         patch = _patch(cells.y[i], cells.x[i], int(reach[i]), half, size)
         if patch is None:
             continue
-        own = distance[patch.square] / cells.contour[i][angle[patch.square]]
+        own = distance[patch.square] / cells.contour[i].take(angle[patch.square], mode="clip")
         top, below = depth[patch.field], second[patch.field]
         if cells.kind[i] == INTERPHASE:
             nearer = own < top
@@ -115,7 +115,7 @@ def map_nuclei(nuclei: Nuclei, cells: Cells, size: int) -> NucleusMap:
         patch = _patch(nuclei.y[i], nuclei.x[i], int(reach[i]), half, size)
         if patch is None:
             continue
-        radius = nuclei.contour[i][angle[patch.square]]
+        radius = nuclei.contour[i].take(angle[patch.square], mode="clip")
         inward = radius - distance[patch.square]
         shape = np.clip(0.6 * inward + 0.5, 0, 1)
         np.maximum(mask[patch.field], shape, out=mask[patch.field])

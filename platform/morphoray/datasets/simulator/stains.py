@@ -16,6 +16,9 @@ from morphoray.datasets.simulator.shapes import ANGLES, INTERPHASE, Cells, Nucle
 Floats = npt.NDArray[np.float32]
 
 
+_BEND = 32  # px: how far actin fibres are moved sideways to bend them, at most
+
+
 @dataclass
 class Scene:
     """A field before it is stained: geometry, shared masks and the generator that the stains draw from."""
@@ -146,9 +149,10 @@ def _actin(scene: Scene) -> Floats:
     fibres, width = scene.banks.fibres, scene.banks.fibres.shape[1]
     tilt = cells.angle / np.pi * ORIENTATIONS + rng.normal(0, 0.6, n)
     start = (np.rint(tilt).astype(int) % ORIENTATIONS) * width**2
-    start = start + rng.integers(0, PERIOD, n) * width + rng.integers(0, PERIOD, n)
+    start = start + rng.integers(0, PERIOD - _BEND, n) * width + rng.integers(0, PERIOD - _BEND, n)
     rows = np.arange(size) * width
-    bend = np.rint(3 + 0.16 * scene.diameter * scene.texture(scene.banks.smooth)).astype(np.intp)
+    bend = _BEND / 2 + 0.16 * scene.diameter * scene.texture(scene.banks.smooth)
+    bend = np.clip(bend, 0, _BEND - 1).astype(np.intp)
     pixel = rows[:, None] + np.arange(size)[None] + bend * (width + 1)
     bundles = fibres.reshape(-1)[np.append(start, 0)[scene.map.owner] + pixel]
     bundles = bundles * np.clip(0.75 + 0.4 * scene.texture(scene.banks.coarse), 0, 2)

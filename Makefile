@@ -22,8 +22,9 @@ setup: $(STAMP)
 $(STAMP): requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "python3 is %d.%d, morphoray needs 3.11 or later" % sys.version_info[:2])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
-	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes --compile-bytecode requirements.lock
+	$(PYTHON) -m venv $(VENV)/bootstrap
+	$(VENV)/bootstrap/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	$(VENV)/bootstrap/bin/uv pip sync --quiet --python $(BIN)/python --require-hashes --compile-bytecode requirements.lock
 	$(BIN)/python -c 'import pathlib, site; pathlib.Path(site.getsitepackages()[0], "morphoray.pth").write_text(str(pathlib.Path("platform").resolve()) + "\n")'
 	printf '#!/bin/sh\nexec "%s" -m morphoray "$$@"\n' "$(CURDIR)/$(BIN)/python" > $(BIN)/morphoray
 	chmod +x $(BIN)/morphoray

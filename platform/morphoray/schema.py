@@ -115,7 +115,7 @@ def conform(table: pa.Table, schema: pa.Schema, what: str) -> pa.Table:
     for field in schema:
         if field.name not in table.column_names:
             raise DataError(
-                f"{what}: found no column {field.name!r} among {table.column_names}; expected {schema.names}. "
+                f"{what}: no column {field.name!r} among {table.column_names}; expected {schema.names}. "
                 "Import the data again with this version of morphoray."
             )
         column = table.column(field.name)

@@ -52,6 +52,8 @@ def latent_set(tables: Iterable[pa.Table], vectors: Mapping[str, np.ndarray]) ->
     index = {name: position for position, name in enumerate(names)}
     means, stds, rows = [], [], []
     for table in tables:
+        if not len(table):
+            continue
         ids = table.column("perturbation_id").to_pylist()
         unknown = sorted(set(ids) - index.keys())
         if unknown:
@@ -59,7 +61,7 @@ def latent_set(tables: Iterable[pa.Table], vectors: Mapping[str, np.ndarray]) ->
         means.append(torch.from_numpy(_tensor(table, "latent_mean")))
         stds.append(torch.from_numpy(_tensor(table, "latent_std")))
         rows.append(torch.tensor([index[name] for name in ids], dtype=torch.int64))
-    if not sum(len(row) for row in rows):
+    if not rows:
         raise DataError("found no latents to train on. Are the filters, or the splits, too narrow?")
     stacked = torch.from_numpy(np.stack([vectors[name] for name in names]).astype(np.float32))
     return LatentSet(torch.cat(means), torch.cat(stds), torch.cat(rows), stacked)

@@ -110,17 +110,17 @@ def map_nuclei(nuclei: Nuclei, cells: Cells, size: int) -> NucleusMap:
     half = int(reach.max(initial=1))
     half += (-half) % 16
     distance, angle = _polar(half)
-    kind = cells.kind[nuclei.cell]
+    kind, mean_radius = cells.kind[nuclei.cell], nuclei.contour.mean(1)
     for i in range(len(nuclei.y)):
         patch = _patch(nuclei.y[i], nuclei.x[i], int(reach[i]), half, size)
         if patch is None:
             continue
         radius = nuclei.contour[i].take(angle[patch.square], mode="clip")
         inward = radius - distance[patch.square]
-        shape = np.clip(0.6 * inward + 0.5, 0, 1)
+        shape = np.minimum(np.maximum(0.6 * inward + 0.5, 0), 1)
         np.maximum(mask[patch.field], shape, out=mask[patch.field])
-        dome = 0.72 + 0.28 * np.clip(inward / radius, 0, 1)
-        dna[patch.field] += nuclei.gain[i] * shape * dome
+        dome = 0.72 * nuclei.gain[i] + (0.28 * nuclei.gain[i] / mean_radius[i]) * inward
+        dna[patch.field] += shape * dome
         if kind[i] != INTERPHASE:
             np.maximum(flat[patch.field], shape, out=flat[patch.field])
     return NucleusMap(mask, dna, flat)

@@ -80,6 +80,7 @@ def tree(sites_per_well: int) -> None:
 
 
 def main() -> None:
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fields", type=int, default=60)
     parser.add_argument("--sites-per-well", type=int, default=4)

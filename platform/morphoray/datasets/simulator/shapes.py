@@ -111,7 +111,7 @@ def place_cells(
     own = rng.uniform(-np.pi / 2, np.pi / 2, n)
     angle = (common + own * (1 - phenotype.alignment)).astype(np.float32)
     spread = np.exp(rng.normal(0, 0.13, n)) * np.where(several, 1.25, 1.0)
-    radius = (1.45 * d * phenotype.cell_spread * spread).astype(np.float32)
+    radius = (1.55 * d * phenotype.cell_spread * spread).astype(np.float32)
     round_radius = 0.78 * d * np.exp(rng.normal(0, 0.08, n)) * np.where(kind == FRAGMENTED, 0.85, 1.0)
     rounded = kind != INTERPHASE
     radius = np.where(rounded, round_radius, radius).astype(np.float32)

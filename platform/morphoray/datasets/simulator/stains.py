@@ -162,7 +162,7 @@ def _actin(scene: Scene) -> Floats:
     touching = np.exp(-(scene.border_px**2) / (2 * (0.05 * scene.diameter) ** 2))
     ragged = np.clip(0.8 + 0.6 * scene.texture(scene.banks.medium), 0, 2)
     cortex = np.maximum(rim, 0.8 * touching) * ragged * scene.per_cell(np.exp(rng.normal(0, 0.4, n)))
-    thin = 1 - 0.45 * scene.nucleus.mask
+    thin = 1 - 0.35 * scene.nucleus.mask
     stress = 0.85 * strength * np.clip(bundles, 0, 3)
     living = scene.inside * ((lamella + stress) * thin + 1.1 * phenotype.actin_cortex * cortex)
     if phenotype.actin_aggregates > 0.08:
@@ -211,24 +211,25 @@ def _golgi(scene: Scene) -> Floats:
 
 
 def _tubulin(scene: Scene) -> Floats:
-    """Microtubules run out from a centre beside the nucleus: streaks read in polar coordinates."""
+    """Microtubules run out from a centre beside the nucleus: streaks in polar coordinates, and a mesh."""
     phenotype, rng, d = scene.phenotype, scene.rng, scene.diameter
     n = len(scene.cells.y)
     towards = rng.uniform(0, 2 * np.pi, n)
     dy = scene.map.dy - scene.per_cell(0.45 * d * np.sin(towards))
     dx = scene.map.dx - scene.per_cell(0.45 * d * np.cos(towards))
-    wave = 0.10 * scene.texture(scene.banks.smooth) + 0.05 * scene.texture(scene.banks.coarse)
-    angle = np.arctan2(dy, dx) + wave
     distance = np.sqrt(dy**2 + dx**2)
-    spokes = 2.2 * d / (1 + 1.6 * phenotype.tubulin_bundling)
-    row = (distance * (14 / d) / 2).astype(np.intp) % PERIOD
-    column = (angle * spokes + scene.per_cell(rng.integers(0, PERIOD, n))).astype(np.intp) % PERIOD
-    streaks = scene.banks.streaks[row, column]
-    contrast = 0.3 + 0.5 * phenotype.tubulin_bundling
+    wave = 0.12 * scene.texture(scene.banks.smooth) + 0.07 * scene.texture(scene.banks.coarse)
+    turn = (np.arctan2(dy, dx) + wave) * (PERIOD / (2 * np.pi))  # a whole period a turn: no seam
+    row = (distance * (7 / d)).astype(np.intp) % PERIOD
+    column = (turn + scene.per_cell(rng.integers(0, PERIOD, n)) + PERIOD).astype(np.intp) % PERIOD
+    spokes = scene.banks.streaks[row, column] * np.clip(distance / (0.5 * d), 0.2, 1)
+    tilt = rng.integers(0, ORIENTATIONS, 2)
+    mesh = sum(scene.texture(scene.banks.fibres[i]) for i in tilt) - 0.8
+    bundling = phenotype.tubulin_bundling
+    filaments = (0.12 + 0.5 * bundling) * spokes + (0.16 + 0.2 * bundling) * mesh
     centre = np.exp(-((distance / (0.9 * d)) ** 2))
-    mask = scene.nucleus.mask
-    tubes = np.clip(1 + contrast * streaks, 0.1, 3) * (1 - 0.5 * mask)
-    living = scene.inside * (0.26 + 0.55 * scene.body + 0.35 * centre) * tubes
+    tubes = np.clip(1 + filaments, 0.15, 3) * (1 - 0.32 * scene.nucleus.mask)
+    living = scene.inside * (0.24 + 0.5 * scene.body + 0.35 * centre) * tubes
     image: Floats = living * (1 - scene.rounded) + 0.85 * scene.rounded * scene.body
     return image
 

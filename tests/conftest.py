@@ -44,3 +44,11 @@ def real_data() -> Path:
     if not TEST_DATA.is_dir():
         pytest.skip(f"no real sample images: {TEST_DATA} is missing (set MORPHORAY_TEST_DATA)")
     return TEST_DATA
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small untrained bundle (see bundles.py), to be read only."""
+    from bundles import make_bundle
+
+    return make_bundle(tmp_path_factory.mktemp("bundles") / "tiny" / "bundle")

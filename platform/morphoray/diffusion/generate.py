@@ -17,11 +17,15 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """One image to make: the perturbation's name, its condition vector (width,) float32, and an index."""
+    """One image to make: the perturbation's name, its condition vector (width,) float32, and an index.
+
+    seed: instead of the settings', so that requests with different seeds can share a batch.
+    """
 
     perturbation_id: str
     vector: np.ndarray
     index: int
+    seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,8 @@ class SamplerSettings:
 
 def image_seed(settings: SamplerSettings, request: ImageRequest) -> int:
     """The seed of one image's noise: a function of (run seed, perturbation, index)."""
-    return derive_seed("generate", settings.seed, request.perturbation_id, request.index)
+    seed = settings.seed if request.seed is None else request.seed
+    return derive_seed("generate", seed, request.perturbation_id, request.index)
 
 
 @torch.inference_mode()

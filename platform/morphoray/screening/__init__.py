@@ -1,0 +1,1 @@
+"""Screening without Ray or torch: libraries of molecules, effect scores, ranking."""

@@ -229,7 +229,7 @@ def _verdict(data: ReportData, difference: PairedDifference) -> str:
         opening = "Knowing the perturbation does not help: the conditional model's images lie further away"
     interval = ""
     if np.isfinite(difference.low):
-        interval = f", difference {figure(difference.mean)}, 95 % bootstrap interval over perturbations "
+        interval = f", difference {figure(difference.mean)}, 95 % bootstrap interval over perturbations "
         interval += f"{figure(difference.low)} to {figure(difference.high)}"
         if np.isfinite(difference.p):
             interval += f"; paired t-test p = {difference.p:.2g}"

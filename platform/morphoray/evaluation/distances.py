@@ -39,9 +39,9 @@ def frechet(a: Features, b: Features) -> Distance:
 
     |μa − μb|² + tr Σa + tr Σb − 2 tr (Σa Σb)^½ (Dowson and Landau 1982), with covariances over N − 1 as
     clean-fid has them. With centred features A and B, the last trace is the sum of the singular values of
-    A Bᵀ / √((N − 1)(M − 1)), of size N × M: 0.04 s for N = M = 200, d = 1280, where clean-fid's square root of
-    a d × d matrix takes 9 s and agrees to 2e-7. The distance grows with 1 / N
-    (for d = 1280 strongly): compare only distances of equal N, beside the floor.
+    A Bᵀ / √((N − 1)(M − 1)), of size N × M: 0.04 s for N = M = 200 and d = 1280, where clean-fid's square
+    root of a d × d matrix takes 9 s and agrees to 2e-7. The distance has a bias that grows as N falls (for
+    d = 1280 a large one): compare only distances of equal N, beside the floor.
     """
     first, second = _checked(a, b, least=2)
     difference = first.mean(0) - second.mean(0)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -67,7 +68,7 @@ def connected(address: str | None = None) -> Iterator[None]:
             in_job = "RAY_JOB_ID" in os.environ or os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")
             ray.init(target, runtime_env=None if in_job else {"py_modules": [source]}, log_to_driver=True)
         else:
-            ray.init("local", include_dashboard=False, logging_level=logging.WARNING, num_cpus=os.cpu_count())
+            _start_local()
     except ConnectionError as error:
         raise MorphorayError(
             f"no Ray cluster answers at {target!r} ({error}). Start one with `ray start --head`, or leave "
@@ -79,15 +80,6 @@ def connected(address: str | None = None) -> Iterator[None]:
         ray.shutdown()
 
 
-def quiet() -> None:
-    """Silence what a local cluster says of itself: it has no dashboard, which Ray Train asks every second."""
-    for name in (
-        "ray.data",
-        "ray.train.v2._internal.execution.controller.placement_group_cleaner",
-    ):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
 def _start_local(tries: int = 3) -> None:
     """A cluster in this process. On a busy machine its parts can miss each other's 15 s limits: try again."""
     for left in range(tries - 1, -1, -1):
@@ -97,7 +89,6 @@ def _start_local(tries: int = 3) -> None:
                 include_dashboard=False,
                 logging_level=logging.ERROR,
                 num_cpus=os.cpu_count(),
-                runtime_env={"worker_process_setup_hook": quiet},
             )
             return
         except Exception as error:  # Ray raises a bare Exception here
@@ -105,6 +96,23 @@ def _start_local(tries: int = 3) -> None:
             if not left or "timed out during startup" not in str(error):
                 raise
             print("ray: the local cluster did not start in time, trying again", flush=True)
+
+
+def make_trainer(**arguments: Any) -> Any:
+    """A TorchTrainer; without the guard that asks the dashboard every second, where there is none.
+
+    The guard frees a placement group that a dead controller leaves behind, and a cluster without a dashboard
+    is the one in this process, which dies with it.
+    """
+    from ray.train.torch import TorchTrainer
+
+    class LocalTrainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks = super()._create_default_callbacks()
+            return [each for each in callbacks if type(each).__name__ != "PlacementGroupCleanerCallback"]
+
+    has_dashboard = bool(ray._private.worker.get_dashboard_url())
+    return (TorchTrainer if has_dashboard else LocalTrainer)(**arguments)
 
 
 def preflight(stage: str, needs: Resources) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from morphoray.config import RunConfig
@@ -35,19 +36,27 @@ class ImageSets:
     generated: dict[str, np.ndarray]
 
 
-def real_images(config: RunConfig, perturbation_id: str, splits: tuple[str, ...], most: int) -> np.ndarray:
-    """Up to `most` real images (N, K, R, R) of a perturbation, drawn over its sites of the given splits.
+def seen_experiments(sites: pa.Table) -> list[str]:
+    """The experiments that training sites come from."""
+    names: list[str] = sites.filter(pc.equal(sites["split"], "train"))["experiment"].unique().to_pylist()
+    return sorted(names)
+
+
+def real_images(config: RunConfig, perturbation_id: str, experiments: list[str], most: int) -> np.ndarray:
+    """Up to `most` real images (N, K, R, R) of a perturbation, drawn over its sites in these experiments.
 
     Sites that can't be read are left out: encoding has quarantined them.
     """
     sites = read_sites(config)
     mine = pc.and_(
         pc.equal(sites["perturbation_id"], perturbation_id),
-        pc.is_in(sites["split"], _strings(splits)),
+        pc.is_in(sites["experiment"], pa.array(experiments, pa.string())),
     )
     rows = sites.filter(mine).select(["site_id", "channel_uris"]).to_pylist()
     if not rows:
-        raise DataError(f"{perturbation_id}: found no real sites in the splits {', '.join(splits)}.")
+        raise DataError(
+            f"{perturbation_id}: found no real sites in the experiments {', '.join(experiments)}."
+        )
     plan = ReadPlan(config.image, config.encode.read_threads, config.seed)
     storage = dataset_of(config)[2]
 
@@ -66,18 +75,12 @@ def real_images(config: RunConfig, perturbation_id: str, splits: tuple[str, ...]
     return np.concatenate(found)[:most]
 
 
-def _strings(values: tuple[str, ...]) -> Any:
-    import pyarrow as pa
-
-    return pa.array(values, pa.string())
-
-
 def collect(
-    config: RunConfig, generated: dict[str, str], splits: tuple[str, ...], most: int
+    config: RunConfig, generated: dict[str, str], most: int, experiments: list[str] | None = None
 ) -> list[ImageSets]:
     """Real, reconstructed and generated images of every perturbation that all methods have.
 
-    generated: method → URI of its IMAGES.
+    generated: method → URI of its IMAGES. experiments: the real images' (default: those trained on).
     """
     from morphoray.diffusion.bundle import vae_for
     from morphoray.diffusion.codec import reconstruct
@@ -97,7 +100,7 @@ def collect(
         }
         if not all(made.values()):
             continue
-        real = real_images(config, name, splits, most)
+        real = real_images(config, name, experiments or seen_experiments(sites), most)
         images = {method: np.stack([decode_png(data) for data in rows]) for method, rows in made.items()}
         sets.append(ImageSets(item, name in unseen, real, reconstruct(codec, real), images))
     return sets

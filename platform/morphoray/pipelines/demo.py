@@ -136,7 +136,7 @@ def _report(
     storage = storage_from(first.storage)
     extractor = load_extractor(first.evaluation.extractor, storage=storage)
     n = first.evaluation.n
-    sets = collect(first, images, ("train", "held_out_perturbation"), 2 * n)
+    sets = collect(first, images, 2 * n)
     results = measure_sets(sets, extractor, first.seed)
     made_by = [
         storage.read_json(layout_of(config).of("bundle", "morphoray.json")) for config in configs.values()

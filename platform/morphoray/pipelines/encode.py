@@ -205,14 +205,18 @@ class EncodePart:
         self._device = "cuda" if torch.cuda.is_available() and config.encode.gpus_per_actor else "cpu"
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
         self._codec = vae_for(local_bundle_config(config), config.seed)
-        self._codec = self._codec.to(self._device, dtype[config.encode.precision])
+        if config.encode.precision != "fp32":
+            self._codec = self._codec.to(dtype[config.encode.precision])
+        self._codec = self._codec.to(self._device)
 
     def __call__(self, item: Item) -> Item:
         """Latents of every view of every crop, float16, one row each."""
         good = _unpack(item["good"])
         table = None
         if len(good):
-            images = np.frombuffer(item["images"], np.uint8).reshape([int(side) for side in item["shape"]])
+            images = np.frombuffer(bytearray(item["images"]), np.uint8).reshape(
+                [int(side) for side in item["shape"]]
+            )
             table = self._encode(images, good)
         return {
             "part": item["part"],

@@ -13,7 +13,6 @@ from morphoray.config import GenerationConfig, StorageConfig
 from morphoray.errors import DataError
 from morphoray.perturbations import find_encoder
 from morphoray.perturbations.base import Perturbation
-from morphoray.pipelines.codecs import local_copy
 from morphoray.pipelines.layout import claim, storage_from
 from morphoray.pipelines.stream import Item, Progress, Stage, stream
 from morphoray.seeds import fingerprint
@@ -34,6 +33,7 @@ def load(storage: Storage, uri: str, use_gpu: bool = False) -> Any:
     import torch
 
     from morphoray.diffusion.bundle import load_bundle
+    from morphoray.pipelines.codecs import local_copy
 
     bundle = load_bundle(local_copy(storage, uri))
     device = "cuda" if use_gpu and torch.cuda.is_available() else "cpu"

@@ -86,6 +86,9 @@ def resolve(config: RunConfig) -> RunConfig:
         **options,
     }
     values["perturbations"] = perturbations | encoder_options.model_dump(mode="json")
+    for key in ("source", "vae"):  # Ray Train workers have another working directory
+        if values["bundle"][key]:
+            values["bundle"][key] = absolute(values["bundle"][key])
     values["image"]["mapping"] = config.image.mapping or dataset.mapping
     return build(RunConfig, values, "")
 

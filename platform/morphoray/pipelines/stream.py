@@ -2,6 +2,7 @@
 
 import logging
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,10 +42,13 @@ def stream(items: Sequence[Item], stages: Sequence[Stage]) -> Iterator[Item]:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)  # Progress says it in the run's own words
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # Progress says it in the run's own words
     dataset = ray.data.from_items(list(items), override_num_blocks=len(items))
-    for stage in stages:
-        dataset = dataset.map(stage.work, **_placement(stage))
+    with warnings.catch_warnings():
+        # Ray 2.60 has no other way to bound a stage's retries; the version is pinned.
+        warnings.filterwarnings("ignore", message=".*ray_remote_args.* is deprecated")
+        for stage in stages:
+            dataset = dataset.map(stage.work, **_placement(stage))
     try:
         yield from dataset.iter_rows()
     except MorphorayError:

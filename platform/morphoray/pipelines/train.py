@@ -13,7 +13,7 @@ from morphoray.datasets import find_dataset
 from morphoray.errors import MorphorayError
 from morphoray.perturbations.base import from_rows
 from morphoray.pipelines.checkpoints import Checkpoints
-from morphoray.pipelines.cluster import preflight, train_resources
+from morphoray.pipelines.cluster import make_trainer, preflight, train_resources
 from morphoray.pipelines.codecs import local_bundle_config
 from morphoray.pipelines.conditions import Conditions, fit_conditions
 from morphoray.pipelines.encode import latents_settings
@@ -69,7 +69,6 @@ def train(config: RunConfig) -> TrainSummary:
     """
     from ray.train import FailureConfig, ScalingConfig
     from ray.train import RunConfig as RayRunConfig
-    from ray.train.torch import TorchTrainer
 
     layout, storage = layout_of(config), storage_from(config.storage)
     claim(storage, layout.of("checkpoints", "settings.json"), training_settings(config), "Checkpoints")
@@ -80,8 +79,8 @@ def train(config: RunConfig) -> TrainSummary:
     preflight("train", train_resources(config))
     training = config.training
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = TorchTrainer(
-            train_worker,
+        trainer = make_trainer(
+            train_loop_per_worker=train_worker,
             train_loop_config={"config": config.model_dump(mode="json")},
             scaling_config=ScalingConfig(
                 num_workers=training.num_workers,

@@ -1,0 +1,260 @@
+"""The main job on a real Ray: every stage, its resume, its quarantine, and what it refuses."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from morphoray import schema
+from morphoray.config import RunConfig, parse
+from morphoray.diffusion.codec import CodecConfig, build_codec, save_codec
+from morphoray.errors import BadFractionError, ConfigError, DataError, FingerprintError, ResourceError
+from morphoray.imaging.png import encode_png
+from morphoray.pipelines.cluster import Resources, connected, preflight
+from morphoray.pipelines.encode import encode
+from morphoray.pipelines.generate import read_images
+from morphoray.pipelines.layout import layout_of, resolve
+from morphoray.pipelines.run import run_everything, run_generate, run_import, run_train
+from morphoray.storage import Storage
+
+# Ray and torch leave sockets and warnings of their own behind.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[None]:
+    with connected():
+        yield
+
+
+@pytest.fixture(scope="module")
+def codec_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("codec") / "vae"
+    save_codec(build_codec(CodecConfig(block_out_channels=(8, 8, 8, 16), norm_num_groups=8)), folder)
+    return folder
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """An imagefolder of 12 noisy 20 × 20 images of two compounds on two plates."""
+    folder = tmp_path / "images" / "train"
+    folder.mkdir(parents=True)
+    lines = []
+    for number in range(12):
+        rng = np.random.default_rng(number)
+        (folder / f"{number}.png").write_bytes(encode_png(rng.integers(0, 256, (3, 20, 20), dtype=np.uint8)))
+        compound, plate = ("dmso", "taxol")[number % 2], f"p{number // 6}"
+        lines.append({"file_name": f"{number}.png", "additional_feature": compound, "plate": plate})
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder.parent
+
+
+def settings(tmp_path: Path, images: Path, codec: Path, **training: Any) -> dict[str, Any]:
+    return {
+        "run_dir": str(tmp_path / "run"),
+        "dataset": {"name": "imagefolder", "source": str(images)},
+        "image": {"resolution": 16, "fit": "crop"},
+        "perturbations": {"encoder": "constant", "projection": "mlp", "hidden": 8},
+        "bundle": {"preset": "tiny", "vae": str(codec)},
+        "encode": {"sites_per_part": 4, "batch_size": 4},
+        "training": {
+            "max_steps": 4,
+            "batch_size": 4,
+            "learning_rate": 1e-3,
+            "checkpoint_every": 2,
+            "log_every": 1,
+            "sample_every": 4,
+        }
+        | training,
+        "generation": {"sampler": "ddim", "steps": 2, "n": 2, "batch_size": 4},
+    }
+
+
+def run_of(values: dict[str, Any], *overrides: str) -> RunConfig:
+    return parse(yaml.safe_dump(values), "test", overrides)
+
+
+def latents_of(run: Path) -> Any:
+    parts = sorted((run / "latents").glob("*.parquet"))
+    return parts, [pq.read_table(part) for part in parts]
+
+
+def test_the_main_job_end_to_end_and_again(
+    ray_cluster: None, tmp_path: Path, images: Path, codec_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = run_of(settings(tmp_path, images, codec_folder))
+    grid = run_everything(config)
+    run = tmp_path / "run"
+    parts, tables = latents_of(run)
+    assert len(parts) == 3
+    assert sum(len(table) for table in tables) == 24  # 12 images, two views
+    assert tables[0].schema.field("latent_mean").type.shape == [16, 2, 2]
+    assert tables[0].schema.metadata[b"morphoray_version"] == schema.VERSION.encode()
+    flipped = tables[0].to_pandas().groupby("site_id")["view"].apply(set)
+    assert all(views == {"identity", "hflip"} for views in flipped)
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [1, 2, 3, 4]
+    assert Path(grid).read_bytes().startswith(b"\x89PNG")
+    assert (run / "samples" / "step-00000004.png").is_file()
+    assert list((run / "tensorboard").iterdir())
+    assert yaml.safe_load((run / "config.yaml").read_text())["training"]["max_steps"] == 4
+    manifest = json.loads((run / "bundle" / "morphoray.json").read_text())
+    assert manifest["control"] == "dmso"
+    assert manifest["training"]["images_seen"] == 16
+    written = {path: path.stat().st_mtime_ns for path in (run / "latents").iterdir()}
+    capsys.readouterr()
+    run_everything(config)
+    said = capsys.readouterr().out
+    assert "was finished before, nothing to do" in said
+    assert written == {path: path.stat().st_mtime_ns for path in (run / "latents").iterdir()}
+
+
+def test_generated_images_survive_a_lost_part_unchanged(
+    ray_cluster: None, tmp_path: Path, images: Path, codec_folder: Path
+) -> None:
+    config = run_of(
+        settings(tmp_path, images, codec_folder, max_steps=1),
+        "generation.n=5",
+        "generation.images_per_part=3",
+    )
+    summary = run_train(config)
+    out = str(tmp_path / "out")
+    assert run_generate(config, summary.bundle, out, None).images == 10
+    before = read_images(Storage(), out)
+    assert before.select(["perturbation_id", "index"]).to_pylist() == [
+        {"perturbation_id": name, "index": index} for name in ("dmso", "taxol") for index in range(5)
+    ]
+    part = sorted((tmp_path / "out" / "parts").iterdir())[0]
+    part.unlink()
+    run_generate(config, summary.bundle, out, None)
+    assert read_images(Storage(), out).equals(before)
+    with pytest.raises(FingerprintError, match=r"generation\.steps: stored 2, now 3"):
+        run_generate(
+            config.model_copy(update={"generation": config.generation.model_copy(update={"steps": 3})}),
+            summary.bundle,
+            out,
+            None,
+        )
+
+
+def test_bad_images_are_quarantined_and_mended_ones_taken(
+    ray_cluster: None, tmp_path: Path, images: Path, codec_folder: Path
+) -> None:
+    values = settings(tmp_path, images, codec_folder)
+    good = (images / "train" / "3.png").read_bytes()
+    (images / "train" / "3.png").write_bytes(good[:200])
+    (images / "train" / "5.png").write_bytes(encode_png(np.zeros((3, 20, 20), np.uint8)))
+    (images / "train" / "7.png").write_bytes(
+        encode_png(np.ones((3, 9, 20), np.uint8) * np.arange(20, dtype=np.uint8))
+    )
+    config = run_import(run_of(values))
+    with pytest.raises(BadFractionError, match=r"of 12 sites could not be read") as caught:
+        encode(config)
+    assert "encode.max_bad_fraction" in str(caught.value)
+    lenient = resolve(run_of(values, "encode.max_bad_fraction=0.5"))
+    summary = encode(lenient)
+    assert (summary.rows, summary.quarantined) == (18, 3)
+    folder = tmp_path / "run" / "quarantine" / "encode"
+    rows = [row for part in folder.glob("*.parquet") for row in pq.read_table(part).to_pylist()]
+    assert {Path(row["uri"]).name for row in rows} == {"3.png", "5.png", "7.png"}
+    assert all(row["reason"] for row in rows)
+    # A run that had stopped takes the mended images up; latents of good parts stay as they are.
+    other = run_import(run_of(values | {"run_dir": str(tmp_path / "mended")}))
+    with pytest.raises(BadFractionError):
+        encode(other)
+    for name in ("3.png", "5.png", "7.png"):
+        (images / "train" / name).write_bytes(good)
+    assert encode(other).rows == 24
+
+
+def test_other_settings_are_refused_with_their_names(
+    ray_cluster: None, tmp_path: Path, images: Path, codec_folder: Path
+) -> None:
+    values = settings(tmp_path, images, codec_folder)
+    encode(run_import(run_of(values)))
+    with pytest.raises(FingerprintError, match=r"views: stored \['identity', 'hflip'\], now \['identity'\]"):
+        encode(run_import(run_of(values, "encode.views=[identity]")))
+    with pytest.raises(FingerprintError, match=r"dataset\.limit: stored None, now 3"):
+        run_import(run_of(values, "dataset.limit=3"))
+
+
+def test_preflight_says_what_is_missing(ray_cluster: None) -> None:
+    with pytest.raises(ResourceError, match="needs 1000 CPUs and 0 GPUs, the cluster has"):
+        preflight("train", Resources(1000))
+
+
+def test_unknown_names_list_the_known_ones(tmp_path: Path) -> None:
+    for override, known in (
+        ("dataset.name=rxrx2", "rxrx1"),
+        ("perturbations.encoder=clip", "rdkit"),
+        ("dataset.colour=red", "limit"),
+    ):
+        values = {"run_dir": str(tmp_path), "dataset": {"name": "rxrx1", "source": "x"}}
+        with pytest.raises(ConfigError, match=known):
+            resolve(run_of(values, override))
+
+
+def start_training(config: Path, run: Path, log: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "morphoray", "train", str(config), "--set", f"run_dir={run}"]
+    environment = os.environ | {"PYTHONPATH": "platform", "PYTHONUNBUFFERED": "1"}
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            command,
+            stdout=file,
+            stderr=file,
+            env=environment,
+            start_new_session=True,
+            cwd=Path(__file__).parent.parent,
+        )
+
+
+def test_training_killed_by_sigkill_ends_in_the_same_weights(
+    tmp_path: Path, images: Path, codec_folder: Path
+) -> None:
+    values = settings(tmp_path, images, codec_folder, max_steps=40, checkpoint_every=5, sample_every=None)
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(values))
+    log = tmp_path / "log"
+    whole = start_training(config, tmp_path / "whole", log)
+    assert whole.wait(200) == 0, log.read_text()
+
+    victim = start_training(config, tmp_path / "killed", log)
+    checkpoints = tmp_path / "killed" / "checkpoints"
+    deadline = time.monotonic() + 150
+    while not list(checkpoints.glob("step-*/complete.json")):
+        assert victim.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)
+    os.killpg(victim.pid, signal.SIGKILL)
+    victim.wait()
+    assert not (tmp_path / "killed" / "bundle" / "morphoray.json").exists()
+    log.write_text("")
+    again = start_training(config, tmp_path / "killed", log)
+    assert again.wait(200) == 0, log.read_text()
+    assert re.search(r"resuming at step \d+ of 40", log.read_text())
+    for name in ("unet", "unet_ema"):
+        weights = Path("bundle", name, "diffusion_pytorch_model.safetensors")
+        assert (tmp_path / "whole" / weights).read_bytes() == (tmp_path / "killed" / weights).read_bytes()
+
+
+def test_a_missing_bundle_is_said(tmp_path: Path) -> None:
+    config = run_of({"run_dir": str(tmp_path)})
+    with pytest.raises(DataError, match=r"no morphoray\.json"):
+        run_generate(config, str(tmp_path), str(tmp_path / "out"), None)
+    assert layout_of(config).root == str(tmp_path)

@@ -1,0 +1,212 @@
+"""The codec's run: data to batches, training, calibration, and a diffusers folder with its card."""
+
+import json
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import yaml
+from diffusers import AutoencoderKL
+from pydantic import Field
+
+from morphoray import schema
+from morphoray.config import ImageConfig, Section, StorageConfig, apply_overrides, build
+from morphoray.datasets.reading import read_raw
+from morphoray.diffusion.codec import (
+    CodecConfig,
+    build_codec,
+    load_codec,
+    save_codec,
+    shipped_codec,
+    to_model_range,
+    widen_channels,
+)
+from morphoray.diffusion.codec_start import linear_start
+from morphoray.errors import ConfigError, DataError
+from morphoray.evaluation.codec_quality import codec_quality
+from morphoray.imaging.channels import MAPPINGS
+from morphoray.imaging.crops import resize_square
+from morphoray.pipelines.codecs import local_copy
+from morphoray.pipelines.layout import storage_from
+from morphoray.seeds import derive_seed
+from morphoray.storage import Storage, absolute, is_remote, join
+from morphoray.training.codec_data import ImageCrops, SimulatedCrops, draw_bank
+from morphoray.training.codec_loop import Batches, CodecTraining, calibrate, train_codec
+
+log = logging.getLogger(__name__)
+Uint8 = npt.NDArray[np.uint8]
+START_IMAGES = 256
+
+
+class CodecData(Section):
+    """What the codec learns from: simulated fields, or SITES or a folder of a user's images."""
+
+    kind: Literal["simulated", "sites", "folder"] = "simulated"
+    source: str | None = None  # SITES Parquet, or a folder of PNGs
+    mapping: str = "rgb"  # a channel mapping by name, for a source
+    image: ImageConfig = ImageConfig(resolution=64)  # resolution of the crops; scale_to before cropping
+    fields: int = Field(600, ge=1)  # of kind simulated
+    max_images: int = Field(5000, ge=2)
+    held_out: int = Field(500, ge=0)  # images of a source that only the card's figures see
+
+
+class CodecRun(Section):
+    """A codec's training: everything it makes lies under `run_dir`."""
+
+    run_dir: str
+    seed: int = 0
+    storage: StorageConfig = StorageConfig()
+    init: str = "scratch"  # scratch | shipped | a diffusers VAE folder
+    codec: CodecConfig = CodecConfig()
+    data: CodecData = CodecData()
+    training: CodecTraining = CodecTraining()
+    half: bool = True  # store the weights as float16
+    extractor: str | None = "efficientnet_lite0"  # null: the card has PSNR only
+    card_images: int = Field(1000, ge=4)
+
+
+def parse_codec_run(text: str, where: str, overrides: list[str] | None = None) -> CodecRun:
+    """The codec run described by YAML `text`; ConfigError names wrong keys."""
+    values = yaml.safe_load(text)
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{where}: expected a mapping with run_dir, data, …; found {type(values).__name__}."
+        )
+    return build(CodecRun, apply_overrides(values, overrides or []), "")
+
+
+def run_codec(config: CodecRun) -> str:
+    """Train the codec, or resume, and write run_dir/vae with its card; returns that folder's URI."""
+    storage, root = storage_from(config.storage), absolute(config.run_dir)
+    vae = join(root, "vae")
+    if storage.exists(join(vae, "card.json")):
+        log.info("%s is finished already; nothing to do. Use another run_dir to train again.", vae)
+        return vae
+    training = config.training.model_copy(update={"seed": config.seed})
+    batches, held_out = _data(config, storage)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) if is_remote(root) else Path(root.removeprefix("file://"))
+        codec = _initial(config, storage, batches)
+        described = {"data": config.data.model_dump(mode="json"), "init": config.init}
+        if is_remote(root) and storage.list_files(join(root, "checkpoints"), recursive=True):
+            storage.download_dir(join(root, "checkpoints"), folder / "checkpoints")
+
+        def upload(checkpoint: Path) -> None:
+            if is_remote(root):
+                storage.upload_dir(checkpoint, join(root, "checkpoints", checkpoint.name))
+
+        codec = train_codec(codec, training, batches, folder, described, checkpointed=upload).cpu()
+        calibrate(codec, batches(derive_seed(config.seed, "calibrate") >> 32, 0))
+        finished = Path(scratch) / "vae"
+        save_codec(codec, finished, half=config.half)
+        card = _card(config, load_codec(finished), held_out)
+        (finished / "CARD.md").write_text(card_text(card))
+        for path in sorted(finished.iterdir()):
+            storage.write_bytes(join(vae, path.name), path.read_bytes())
+    storage.write_json(join(vae, "card.json"), card)  # last: it marks the folder as finished
+    return vae
+
+
+def _initial(config: CodecRun, storage: Storage, batches: Batches) -> AutoencoderKL:
+    """A closed-form start, the shipped codec or a given one, for the config's image channels."""
+    if config.init == "scratch":
+        codec = build_codec(config.codec, config.seed)
+        count = -(-START_IMAGES // config.training.batch_size)
+        images = np.concatenate([batches(derive_seed(config.seed, "start") >> 32, i) for i in range(count)])
+        linear_start(codec, to_model_range(torch.from_numpy(images)))
+        return codec
+    folder = shipped_codec() if config.init == "shipped" else local_copy(storage, config.init)
+    codec = load_codec(folder).requires_grad_(True)
+    found = (codec.config.latent_channels, tuple(codec.config.block_out_channels))
+    wanted = (config.codec.latent_channels, config.codec.block_out_channels)
+    if found != wanted:
+        raise ConfigError(
+            f"init: {config.init} has (latent_channels, block_out_channels) {found}, codec says {wanted}. "
+            "Use the same ones, or init: scratch."
+        )
+    channels = config.codec.image_channels
+    return codec if codec.config.in_channels == channels else widen_channels(codec, channels)
+
+
+def _data(config: CodecRun, storage: Storage) -> tuple[Batches, dict[str, Uint8]]:
+    """Batches to train on, and named sets of images held out for the card."""
+    data, batch_size, channels = config.data, config.training.batch_size, config.codec.image_channels
+    if data.kind == "simulated":
+        resolution = data.image.resolution
+        bank = draw_bank(data.fields, config.seed)
+        held_bank = draw_bank(max(8, data.fields // 8), derive_seed(config.seed, "held out") >> 32)
+        crops = SimulatedCrops(held_bank, config.card_images, channels, resolution)
+        return SimulatedCrops(bank, batch_size, channels, resolution), {"simulated": crops(config.seed, 0)}
+    images = source_images(data, storage)
+    if images[0].shape[0] != channels:
+        raise ConfigError(
+            f"codec.image_channels: {channels}, but mapping {data.mapping!r} gives {images[0].shape[0]} channels."
+        )
+    order = np.random.default_rng(derive_seed(config.seed, "held out")).permutation(len(images))
+    held = min(data.held_out, len(images) // 2)
+    kept = ImageCrops([images[i] for i in order[held:]], batch_size, data.image.resolution)
+    unseen = ImageCrops(
+        [images[i] for i in order[:held]] or images, config.card_images, data.image.resolution
+    )
+    return kept, {"held_out": unseen(config.seed, 0)}
+
+
+def source_images(data: CodecData, storage: Storage) -> list[Uint8]:
+    """Mapped images (K, H, W) uint8 of SITES or a folder, evenly thinned out to max_images."""
+    if data.source is None:
+        raise ConfigError(f"data.source: missing. Where do the images of kind {data.kind} lie?")
+    if data.kind == "sites":
+        table = storage.read_table(absolute(data.source))
+        files = schema.conform(table, schema.SITES, data.source)["channel_uris"].to_pylist()
+    else:
+        files = [[uri] for uri in storage.list_files(absolute(data.source), suffix=".png", recursive=True)]
+    if not files:
+        raise DataError(f"{data.source}: found no images; expected at least two.")
+    chosen = np.unique(np.linspace(0, len(files) - 1, min(len(files), data.max_images)).astype(int))
+    images = [MAPPINGS[data.mapping].apply(read_raw(files[i], storage)) for i in chosen]
+    scale = data.image.resolution if data.image.fit == "resize" else data.image.scale_to
+    return [resize_square(image, scale) for image in images] if scale else images
+
+
+def _card(config: CodecRun, codec: AutoencoderKL, sets: dict[str, Uint8]) -> dict[str, Any]:
+    return {
+        "trained_on": f"{config.data.kind} images"
+        + (f" of {config.data.source}" if config.data.source else ""),
+        "image_channels": config.codec.image_channels,
+        "latent_channels": config.codec.latent_channels,
+        "parameters": sum(parameter.numel() for parameter in codec.parameters()),
+        "scaling_factor": codec.config.scaling_factor,
+        "config": json.loads(config.model_dump_json(exclude={"run_dir", "storage"})),
+        "figures": {name: codec_quality(codec, images, config.extractor) for name, images in sets.items()},
+    }
+
+
+def card_text(card: dict[str, Any]) -> str:
+    """The card as Markdown."""
+    lines = [
+        "# A small autoencoder for cell images",
+        "",
+        f"AutoencoderKL (diffusers), {card['image_channels']} image channels, {card['latent_channels']} latent "
+        f"channels at an eighth of the resolution, {card['parameters']:,} parameters, scaling factor "
+        f"{card['scaling_factor']:.4f}. Trained on {card['trained_on']} by `jobs/train_codec.py`; the settings "
+        "are in `card.json`.",
+        "",
+        "| images | N | PSNR, dB | Fréchet, reconstructions | Fréchet, real against real | N a side |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, figures in card["figures"].items():
+        distances = [figures.get(key, "not measured") for key in ("frechet", "frechet_floor", "frechet_n")]
+        lines.append(
+            f"| {name} | {figures['images']} | {figures['psnr_db']} | {' | '.join(map(str, distances))} |"
+        )
+    extractors = {figures["extractor"] for figures in card["figures"].values() if "extractor" in figures}
+    if extractors:
+        lines += [
+            "",
+            f"Features: {', '.join(sorted(extractors))}. No figure's network took part in the training.",
+        ]
+    return "\n".join(lines) + "\n"

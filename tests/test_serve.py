@@ -65,7 +65,7 @@ def client(tiny_bundle: Path, log: Path) -> Iterator[httpx.Client]:
 
 
 def wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 480
     while time.monotonic() < deadline and server.poll() is None:
         try:
             if httpx.get(url, timeout=10).status_code == 200:
@@ -217,7 +217,7 @@ def test_too_many_images_at_once_are_refused(client: httpx.Client) -> None:
     """256 images may be under way: of six requests for 64 each, four at most."""
     with ThreadPoolExecutor(6) as pool:
         answers = list(
-            pool.map(lambda seed: ask(client, perturbation_id="aspirin", n=64, seed=seed, steps=10), range(6))
+            pool.map(lambda seed: ask(client, perturbation_id="aspirin", n=64, seed=seed, steps=2), range(6))
         )
     refused = [answer for answer in answers if answer.status_code == 429]
     assert refused and {answer.status_code for answer in answers} == {200, 429}

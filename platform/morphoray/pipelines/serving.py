@@ -5,6 +5,7 @@ serve/app.py at the repository's root only gives it the import path that `serve 
 serving_requests: what may be asked; serving_app: HTTP; serving_deployments: the processes on Ray.
 """
 
+import logging
 import os
 import re
 import signal
@@ -91,7 +92,11 @@ def run_serve(bundles: list[str], host: str, port: int, address: str | None = No
         from ray import serve
 
         print(f"serve: loading {', '.join(names)} ({cpus:g} CPUs, {gpus} GPUs)", flush=True)
-        serve.start(http_options={"host": host, "port": port, "request_timeout_s": REQUEST_TIMEOUT_S})
+        serve.start(
+            http_options={"host": host, "port": port, "request_timeout_s": REQUEST_TIMEOUT_S},
+            logging_config={"log_level": "WARNING"},
+        )
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         try:
             serve.run(app, name=APPLICATION, route_prefix="/")
             print(_welcome(host, port, next(iter(names))), flush=True)

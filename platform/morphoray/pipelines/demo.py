@@ -1,6 +1,5 @@
 """The demo: the main job on simulated cells, with and without the condition, and a report of both."""
 
-import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,16 +8,15 @@ from typing import Any
 import yaml
 
 from morphoray.config import RunConfig, build
-from morphoray.evaluation.results import CONDITIONAL, UNCONDITIONAL, ReportData, RunFacts
+from morphoray.evaluation.results import CONDITIONAL, UNCONDITIONAL, RunFacts
 from morphoray.pipelines.cluster import connected
-from morphoray.pipelines.compare import collect, losses, measure_sets, name_of
+from morphoray.pipelines.compare import losses, report_runs, run_details
 from morphoray.pipelines.encode import encode
 from morphoray.pipelines.generate import generate_images, known_perturbations, read_manifest
 from morphoray.pipelines.layout import layout_of, resolve, storage_from
 from morphoray.pipelines.machine import measure
 from morphoray.pipelines.run import run_import, save_config
 from morphoray.pipelines.train import train
-from morphoray.seeds import fingerprint
 from morphoray.storage import Storage
 
 CONFIG = Path(__file__).parent / "demo.yaml"
@@ -129,42 +127,22 @@ def _spent(storage: Storage, uri: str, seconds: float) -> float:
 def _report(
     configs: dict[str, RunConfig], images: dict[str, str], plan: Plan, seconds: float, root: str
 ) -> str:
-    from morphoray.evaluation.features import load_extractor
-    from morphoray.evaluation.report import write_report
-
     first = configs[CONDITIONAL]
-    storage = storage_from(first.storage)
-    extractor = load_extractor(first.evaluation.extractor, storage=storage)
-    n = first.evaluation.n
-    sets = collect(first, images, 2 * n)
-    results = measure_sets(sets, extractor, first.seed)
-    made_by = [
-        storage.read_json(layout_of(config).of("bundle", "morphoray.json")) for config in configs.values()
-    ]
     batch = first.training.batch_size
-    curves = {method: losses(config) for method, config in configs.items()}
-    data = ReportData(
-        title="MorphoDiff on simulated Cell Painting fields",
-        experiment="demo",
-        facts=RunFacts(
-            steps=plan.steps,
-            images_seen=plan.steps * batch,
-            seconds=seconds,
-            machine_gflops=plan.gflops,
-            outlook=_outlook(plan, batch, curves[CONDITIONAL]),
-            details=_details(first),
-        ),
-        perturbations=results,
-        losses=curves,
-        extractor=extractor.name,
-        weights_hash=extractor.weights_hash,
-        mode=extractor.mode,
-        seed=first.seed,
-        made_by=name_of(*(manifest["fingerprint"] for manifest in made_by)),
-        data_statement="All images called real here are simulated: cells drawn by morphoray's own simulator, "
-        "whose phenotypes are a known function of each compound. They say nothing about these drugs.",
+    facts = RunFacts(
+        steps=plan.steps,
+        images_seen=plan.steps * batch,
+        seconds=seconds,
+        machine_gflops=plan.gflops,
+        outlook=_outlook(plan, batch, losses(first)),
+        details=run_details(first),
     )
-    return write_report(data, f"{root}/report", storage)
+    statement = (
+        "All images called real here are simulated: cells drawn by morphoray's own simulator, "
+        "whose phenotypes are a known function of each compound. They say nothing about these drugs."
+    )
+    title = "MorphoDiff on simulated Cell Painting fields"
+    return report_runs(configs, images, facts, title, "demo", statement, f"{root}/report")
 
 
 def _outlook(plan: Plan, batch: int, curve: list[tuple[int, float]]) -> str:
@@ -182,13 +160,3 @@ def _outlook(plan: Plan, batch: int, curve: list[tuple[int, float]]) -> str:
             f"{before:.3f} to {after:.3f}. For longer training: DEMO_MINUTES=60 make demo, in a new folder."
         )
     return text
-
-
-def _details(config: RunConfig) -> dict[str, str]:
-    generation = config.generation
-    return {
-        "preset": config.bundle.preset,
-        "image": f"{config.image.resolution} × {config.image.resolution} pixels",
-        "sampler": f"{generation.sampler}, {generation.steps} steps, guidance {generation.guidance_scale:g}",
-        "configuration": fingerprint(json.loads(config.model_dump_json(exclude={"run_dir", "data_dir"}))),
-    }

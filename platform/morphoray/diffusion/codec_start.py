@@ -15,6 +15,8 @@ from diffusers import AutoencoderKL
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
+from morphoray.errors import ConfigError
+
 CONSTANT = 10.0  # the share of a group's variance in its constants, over that of its values
 SPARE = 0.3  # scale of the random weights of channels that carry nothing yet
 Conv = Any  # nn.Conv2d with a bias, which its type does not promise
@@ -23,7 +25,16 @@ LOGVAR = -5.0  # posterior deviation 0.08 while latents have deviation about 1
 
 @torch.no_grad()
 def linear_start(codec: AutoencoderKL, images: torch.Tensor) -> None:
-    """Set a freshly built codec's weights from some 200 images (N, K, H, W) in -1..1, in place."""
+    """Set a freshly built codec's weights from some 200 images (N, K, H, W) in -1..1, in place.
+
+    Raises ConfigError for widths or groups that can't carry it.
+    """
+    widths = list(codec.config.block_out_channels)
+    if len(widths) < 2 or widths[0] == widths[1] or widths[-1] == widths[-2]:
+        raise ConfigError(
+            f"codec.block_out_channels: found {widths}, expected two or more of which the first two, and the "
+            "last two, differ: the closed-form start uses the 1 x 1 convolutions that join them."
+        )
     for module in codec.modules():
         if isinstance(module, ResnetBlock2D):
             nn.init.zeros_(module.conv2.weight)
@@ -54,8 +65,6 @@ def _start_encoder(codec: AutoencoderKL, images: torch.Tensor) -> list[torch.Ten
         values = block.downsamplers[0](values)
         pyramid.append(values)
     last = encoder.down_blocks[-1].resnets[0].conv_shortcut
-    if last is None:
-        raise ValueError("the last two block_out_channels are equal: the linear start needs them to differ")
     basis, mean, deviation = _principal(values.transpose(0, 1).flatten(1), values.shape[1])
     # Half-whitened: the latents keep their order of importance, but not its whole range.
     basis = basis / deviation.clamp(min=1e-2 * float(deviation[0])).sqrt()[:, None]
@@ -159,8 +168,9 @@ def _pairs(
     groups, width = norm.num_groups, norm.num_channels // norm.num_groups
     pairs = width // 2 - 1
     if pairs * groups < outputs:
-        raise ValueError(
-            f"{norm.num_channels} channels in {groups} groups carry {pairs * groups} values, {outputs} needed"
+        raise ConfigError(
+            f"codec.norm_num_groups: {norm.num_channels} channels in {groups} groups carry {pairs * groups} "
+            f"values, but {outputs} are needed. Use fewer groups or wider block_out_channels."
         )
     _spare(first)
     last.weight.mul_(0.0)

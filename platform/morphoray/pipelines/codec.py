@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import tempfile
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +41,7 @@ from morphoray.training.codec_loop import Batches, CodecTraining, calibrate, tra
 log = logging.getLogger(__name__)
 Uint8 = npt.NDArray[np.uint8]
 START_IMAGES = 256
+CALIBRATION_IMAGES = 800
 
 
 class CodecData(Section):
@@ -66,6 +68,7 @@ class CodecRun(Section):
     training: CodecTraining = CodecTraining()
     half: bool = True  # store the weights as float16
     extractor: str | None = "efficientnet_lite0"  # null: the card has PSNR only
+    test_data: str | None = "../shared/data"  # rxrx1-sample/ and bbbc021-crops/; also MORPHORAY_TEST_DATA
     card_images: int = Field(1000, ge=4)
 
 
@@ -98,12 +101,17 @@ def run_codec(config: CodecRun) -> str:
         def upload(checkpoint: Path) -> None:
             if is_remote(root):
                 storage.upload_dir(checkpoint, join(root, "checkpoints", checkpoint.name))
+                kept = {path.name for path in checkpoint.parent.iterdir()}
+                for uri in storage.list_files(join(root, "checkpoints"), suffix="state.json", recursive=True):
+                    if uri.split("/")[-2] not in kept:
+                        storage.delete(uri.rsplit("/", 1)[0], recursive=True)
 
         codec = train_codec(codec, training, batches, folder, described, checkpointed=upload).cpu()
-        calibrate(codec, batches(derive_seed(config.seed, "calibrate") >> 32, 0))
+        if training.trainable == "all":
+            calibrate(codec, _images(batches, config, "calibrate", CALIBRATION_IMAGES))
         finished = Path(scratch) / "vae"
         save_codec(codec, finished, half=config.half)
-        card = _card(config, load_codec(finished), held_out)
+        card = _card(config, load_codec(finished), held_out | sample_images(config))
         (finished / "CARD.md").write_text(card_text(card))
         for path in sorted(finished.iterdir()):
             storage.write_bytes(join(vae, path.name), path.read_bytes())
@@ -115,8 +123,7 @@ def _initial(config: CodecRun, storage: Storage, batches: Batches) -> Autoencode
     """A closed-form start, the shipped codec or a given one, for the config's image channels."""
     if config.init == "scratch":
         codec = build_codec(config.codec, config.seed)
-        count = -(-START_IMAGES // config.training.batch_size)
-        images = np.concatenate([batches(derive_seed(config.seed, "start") >> 32, i) for i in range(count)])
+        images = _images(batches, config, "start", START_IMAGES)
         linear_start(codec, to_model_range(torch.from_numpy(images)))
         return codec
     folder = shipped_codec() if config.init == "shipped" else local_copy(storage, config.init)
@@ -132,19 +139,24 @@ def _initial(config: CodecRun, storage: Storage, batches: Batches) -> Autoencode
     return codec if codec.config.in_channels == channels else widen_channels(codec, channels)
 
 
+def _images(batches: Batches, config: CodecRun, purpose: str, count: int) -> Uint8:
+    seed, size = derive_seed(config.seed, purpose), config.training.batch_size
+    return np.concatenate([batches(seed, step) for step in range(-(-count // size))])
+
+
 def _data(config: CodecRun, storage: Storage) -> tuple[Batches, dict[str, Uint8]]:
     """Batches to train on, and named sets of images held out for the card."""
     data, batch_size, channels = config.data, config.training.batch_size, config.codec.image_channels
     if data.kind == "simulated":
         resolution = data.image.resolution
         bank = draw_bank(data.fields, config.seed)
-        held_bank = draw_bank(max(8, data.fields // 8), derive_seed(config.seed, "held out") >> 32)
+        held_bank = draw_bank(max(8, data.fields // 8), derive_seed(config.seed, "held out"))
         crops = SimulatedCrops(held_bank, config.card_images, channels, resolution)
         return SimulatedCrops(bank, batch_size, channels, resolution), {"simulated": crops(config.seed, 0)}
     images = source_images(data, storage)
     if images[0].shape[0] != channels:
         raise ConfigError(
-            f"codec.image_channels: {channels}, but mapping {data.mapping!r} gives {images[0].shape[0]} channels."
+            f"codec.image_channels: {channels}, but mapping {data.mapping!r} gives {images[0].shape[0]}."
         )
     order = np.random.default_rng(derive_seed(config.seed, "held out")).permutation(len(images))
     held = min(data.held_out, len(images) // 2)
@@ -172,10 +184,35 @@ def source_images(data: CodecData, storage: Storage) -> list[Uint8]:
     return [resize_square(image, scale) for image in images] if scale else images
 
 
+def sample_images(config: CodecRun) -> dict[str, Uint8]:
+    """The real sample crops that the codec never trains on, where the test data lie; else nothing.
+
+    BBBC021 crops are cut to their central 64 pixels; RxRx1 fields, mapped to RGB, into 64 px tiles.
+    """
+    folder = Path(os.environ.get("MORPHORAY_TEST_DATA") or config.test_data or "")
+    if config.codec.image_channels != 3 or not (folder / "rxrx1-sample").is_dir():
+        return {}
+    storage, side = Storage(), 64
+    cells = CodecData(
+        kind="folder",
+        source=str(folder / "bbbc021-crops"),
+        image=ImageConfig(resolution=side, fit="crop"),
+        max_images=config.card_images,
+    )
+    crops = [image[:, 2 : 2 + side, 2 : 2 + side] for image in source_images(cells, storage)]
+    tiles = []
+    for first in sorted((folder / "rxrx1-sample" / "images").rglob("*_w1.png")):
+        files = [str(first).replace("_w1.png", f"_w{channel}.png") for channel in range(1, 7)]
+        image = MAPPINGS["rxrx1_rgb"].apply(read_raw(files, storage))
+        squares = image.reshape(3, image.shape[1] // side, side, image.shape[2] // side, side)
+        tiles.append(squares.transpose(1, 3, 0, 2, 4).reshape(-1, 3, side, side))
+    fields = np.concatenate(tiles)
+    return {"bbbc021-crops": np.stack(crops), "rxrx1-sample": fields}
+
+
 def _card(config: CodecRun, codec: AutoencoderKL, sets: dict[str, Uint8]) -> dict[str, Any]:
     return {
-        "trained_on": f"{config.data.kind} images"
-        + (f" of {config.data.source}" if config.data.source else ""),
+        "trained_on": " of ".join(filter(None, [f"{config.data.kind} images", config.data.source])),
         "image_channels": config.codec.image_channels,
         "latent_channels": config.codec.latent_channels,
         "parameters": sum(parameter.numel() for parameter in codec.parameters()),
@@ -190,23 +227,24 @@ def card_text(card: dict[str, Any]) -> str:
     lines = [
         "# A small autoencoder for cell images",
         "",
-        f"AutoencoderKL (diffusers), {card['image_channels']} image channels, {card['latent_channels']} latent "
-        f"channels at an eighth of the resolution, {card['parameters']:,} parameters, scaling factor "
-        f"{card['scaling_factor']:.4f}. Trained on {card['trained_on']} by `jobs/train_codec.py`; the settings "
-        "are in `card.json`.",
+        f"AutoencoderKL (diffusers), {card['image_channels']} image channels, {card['latent_channels']} "
+        f"latent channels at an eighth of the resolution, {card['parameters']:,} parameters, scaling factor "
+        f"{card['scaling_factor']:.4f}. Trained on {card['trained_on']} by `jobs/train_codec.py`; the "
+        "settings are in `card.json`.",
         "",
         "| images | N | PSNR, dB | Fréchet, reconstructions | Fréchet, real against real | N a side |",
         "|---|---|---|---|---|---|",
     ]
     for name, figures in card["figures"].items():
         distances = [figures.get(key, "not measured") for key in ("frechet", "frechet_floor", "frechet_n")]
-        lines.append(
-            f"| {name} | {figures['images']} | {figures['psnr_db']} | {' | '.join(map(str, distances))} |"
-        )
+        cells = [name, figures["images"], figures["psnr_db"], *distances]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     extractors = {figures["extractor"] for figures in card["figures"].values() if "extractor" in figures}
     if extractors:
         lines += [
             "",
-            f"Features: {', '.join(sorted(extractors))}. No figure's network took part in the training.",
+            f"Features: {', '.join(sorted(extractors))}; that network took no part in the training.",
         ]
+    if card.get("note"):
+        lines += ["", card["note"]]
     return "\n".join(lines) + "\n"

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,7 @@ class CodecTraining(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    trainable: Literal["all", "decoder"] = "all"  # decoder: the latents stay what they are
     max_steps: int = Field(default=2200, ge=1)
     batch_size: int = Field(default=8, ge=1)
     seed: int = 0
@@ -142,14 +143,18 @@ def train_step(state: CodecState, training: CodecTraining, batch: npt.NDArray[np
     for optimizer in (state.optimizer, state.discriminator_optimizer):
         optimizer.zero_grad(set_to_none=True)
     state.optimizer.param_groups[0]["lr"] = learning_rate(training, state.step)
-    posterior = state.codec.encode(images).latent_dist
+    with torch.set_grad_enabled(training.trainable == "all"):
+        posterior = state.codec.encode(images).latent_dist
     generator = torch.Generator().manual_seed(derive_seed(training.seed, "posterior", state.step))
     noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
     reconstructions = state.codec.decode(posterior.mean + posterior.std * noise).sample
     divergence = posterior_divergence(posterior.mean, posterior.logvar)
     gradient, losses = _image_gradient(state, training, images, reconstructions)
-    weight = torch.as_tensor(training.kl_weight, device=device)
-    torch.autograd.backward([reconstructions, divergence], [gradient, weight])
+    if training.trainable == "all":
+        weight = torch.as_tensor(training.kl_weight, device=device)
+        torch.autograd.backward([reconstructions, divergence], [gradient, weight])
+    else:
+        torch.autograd.backward([reconstructions], [gradient])
     nn.utils.clip_grad_norm_(state.codec.parameters(), training.clip_norm, error_if_nonfinite=True)
     state.optimizer.step()
     if training.adversarial_weight and state.step >= training.texture_from:
@@ -206,7 +211,7 @@ def load_checkpoint(state: CodecState, folder: Path, made_by: str) -> bool:
 
     Raises FingerprintError when it was made by other settings.
     """
-    found = sorted(folder.glob("step-*"))
+    found = sorted(path for path in folder.glob("step-*") if (path / "state.json").is_file())
     if not found:
         return False
     meta = json.loads((found[-1] / "state.json").read_text())

@@ -50,7 +50,7 @@ class Bundle:
 
 
 def vae_for(config: BundleConfig, seed: int) -> AutoencoderKL:
-    """The autoencoder a run uses: bundle.vae, else the source's, else the preset's own (fresh: from `seed`)."""
+    """The autoencoder a run uses: bundle.vae, else the source's, else the preset's (fresh: from `seed`)."""
     folder = vae_folder(config)
     if folder is not None:
         return load_codec(folder)

@@ -1,6 +1,7 @@
 """Reaching a Ray cluster, and checking that it can hold a run before anything waits on it."""
 
 import logging
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,10 +42,10 @@ def train_resources(config: RunConfig) -> Resources:
 
 
 def generate_resources(config: RunConfig) -> Resources:
-    """The sampling actors, and one CPU for the tasks that write."""
+    """The sampling actors, and half a CPU for the tasks that write."""
     generation = config.generation
     return Resources(
-        generation.num_actors * generation.cpus_per_actor + 1,
+        generation.num_actors * generation.cpus_per_actor + 0.5,
         generation.num_actors * generation.gpus_per_actor,
     )
 
@@ -81,7 +82,8 @@ def connected(address: str | None = None) -> Iterator[None]:
 
 
 def _start_local(tries: int = 3) -> None:
-    """A cluster in this process. On a busy machine its parts can miss each other's 15 s limits: try again."""
+    """A cluster in this process, quiet about itself. On a busy machine its parts can miss each other's 15 s limits: try again."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     for left in range(tries - 1, -1, -1):
         try:
             ray.init(
@@ -98,6 +100,13 @@ def _start_local(tries: int = 3) -> None:
             print("ray: the local cluster did not start in time, trying again", flush=True)
 
 
+def use_threads(cpus: float) -> None:
+    """Let torch use as many threads as the actor has CPUs, rounded up; Ray itself rounds down."""
+    import torch
+
+    torch.set_num_threads(max(1, math.ceil(cpus)))
+
+
 def make_trainer(**arguments: Any) -> Any:
     """A TorchTrainer; without the guard that asks the dashboard every second, where there is none.
 
@@ -106,7 +115,7 @@ def make_trainer(**arguments: Any) -> Any:
     """
     from ray.train.torch import TorchTrainer
 
-    class LocalTrainer(TorchTrainer):
+    class LocalTrainer(TorchTrainer):  # type: ignore[misc]
         def _create_default_callbacks(self) -> list[Any]:
             callbacks = super()._create_default_callbacks()
             return [each for each in callbacks if type(each).__name__ != "PlacementGroupCleanerCallback"]

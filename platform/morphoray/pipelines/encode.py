@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from morphoray import schema
 from morphoray.config import ImageConfig, RunConfig
 from morphoray.errors import BadFractionError, DataError, MissingObjectError
-from morphoray.pipelines.cluster import encode_resources, preflight
+from morphoray.pipelines.cluster import encode_resources, preflight, use_threads
 from morphoray.pipelines.codecs import codec_fingerprint, local_bundle_config
 from morphoray.pipelines.layout import RunLayout, claim, dataset_of, layout_of, storage_from
 from morphoray.pipelines.sites import read_sites
@@ -205,6 +205,7 @@ class EncodePart:
 
         from morphoray.diffusion.bundle import vae_for
 
+        use_threads(config.encode.cpus_per_actor)
         self._config = config
         self._device = "cuda" if torch.cuda.is_available() and config.encode.gpus_per_actor else "cpu"
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -186,7 +186,9 @@ class GeneratePart:
         self, storage: Storage, bundle: str, generation: GenerationConfig, seed: int, resolution: int
     ) -> None:
         from morphoray.diffusion.generate import SamplerSettings
+        from morphoray.pipelines.cluster import use_threads
 
+        use_threads(generation.cpus_per_actor)
         self._bundle = load(storage, bundle, use_gpu=generation.gpus_per_actor > 0)
         self._settings = SamplerSettings(
             sampler=generation.sampler,

@@ -24,7 +24,8 @@ from morphoray.storage import Storage
 pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    # the bound on retries has no other name in Ray 2.60
+    # what Ray Data says of its own defaults, and of the bound on retries, which has no other name in 2.60
+    pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.data\..*"),
     pytest.mark.filterwarnings("ignore:`ray_remote_args` is deprecated:DeprecationWarning"),
 ]
 

@@ -41,18 +41,26 @@ def make_app(catalog: Catalog, make_images: MakeImages, ready: Ready, token: str
     """The application. `token`: what `Authorization: Bearer` must carry for /v1; None: nothing."""
     app = FastAPI(title="morphoray", version=__version__)
     _add_error_handlers(app)
+    authorised = _authoriser(token)
+    _add_information(app, catalog, ready, authorised)
+    _add_images(app, catalog, make_images, authorised)
+    return app
+
+
+def _authoriser(token: str | None) -> Any:
+    """A dependency that lets pass who has the token."""
     bearer = HTTPBearer(auto_error=False)
 
     def authorised(given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
-        if token is not None and not hmac.compare_digest(
-            (given.credentials if given else "").encode(), token.encode()
-        ):
-            raise ServiceError(
-                401,
-                "expected the service's token as Authorization: Bearer TOKEN",
-                {"WWW-Authenticate": "Bearer"},
-            )
+        credentials = given.credentials if given else ""
+        if token is not None and not hmac.compare_digest(credentials.encode(), token.encode()):
+            message = "expected the service's token as Authorization: Bearer TOKEN"
+            raise ServiceError(401, message, {"WWW-Authenticate": "Bearer"})
 
+    return Depends(authorised)
+
+
+def _add_information(app: FastAPI, catalog: Catalog, ready: Ready, authorised: Any) -> None:
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def page() -> HTMLResponse:
         return HTMLResponse(PAGE.read_text(), headers={"Content-Security-Policy": PAGE_POLICY})
@@ -64,7 +72,7 @@ def make_app(catalog: Catalog, make_images: MakeImages, ready: Ready, token: str
             raise ServiceError(503, "no replica has loaded the bundles yet; ask again")
         return {"status": "ok", "bundles": list(catalog.manifests)}
 
-    @app.get("/v1/bundles", dependencies=[Depends(authorised)])
+    @app.get("/v1/bundles", dependencies=[authorised])
     async def bundles() -> list[dict[str, Any]]:
         """The bundles, their sampling defaults and the perturbations they know."""
         keys = ("fingerprint", "resolution", "control", "sampling", "perturbations")
@@ -74,10 +82,12 @@ def make_app(catalog: Catalog, make_images: MakeImages, ready: Ready, token: str
             for name, manifest in catalog.manifests.items()
         ]
 
+
+def _add_images(app: FastAPI, catalog: Catalog, make_images: MakeImages, authorised: Any) -> None:
     @app.post(
         "/v1/images",
         response_model=ImagesResponse,
-        dependencies=[Depends(authorised)],
+        dependencies=[authorised],
         responses={200: {"content": {"image/png": {}}}},
     )
     async def images(request: ImagesRequest, accept: Annotated[str, Header()] = "*/*") -> Response:
@@ -96,8 +106,6 @@ def make_app(catalog: Catalog, make_images: MakeImages, ready: Ready, token: str
         if as_png:
             return Response(made[0].png, media_type="image/png", headers=headers)
         return JSONResponse(_body(catalog, work, made).model_dump(), headers=headers)
-
-    return app
 
 
 def _headers(

@@ -1,7 +1,6 @@
 """The command `morphoray`: parses arguments, and imports what a subcommand needs only when it runs."""
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,8 +20,6 @@ EPILOG = """a run is one YAML file, and everything it makes lies under its run_d
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status. User errors print one message and give 1."""
-    # Threads that wait for one another by spinning make a busy machine ten times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = _parser().parse_args(argv)
     try:
         work: Callable[[argparse.Namespace], None] = arguments.work

@@ -16,8 +16,8 @@ SCHEDULE: dict[str, Any] = {
     "steps_offset": 1,
 }
 
-# Our own sizes predict the velocity and start sampling at the last training step. After a few hundred steps
-# of training, an error in the noise at that step is divided by sqrt(alpha_bar) = 0.07; one in the velocity isn't.
+# Our own sizes predict the velocity and start sampling at the last training step: an error in the noise is
+# divided by sqrt(alpha_bar) = 0.07 there, which ruins images after a few hundred steps of training.
 VELOCITY: dict[str, Any] = SCHEDULE | {
     "prediction_type": "v_prediction",
     "timestep_spacing": "trailing",

@@ -83,7 +83,6 @@ def connected(address: str | None = None) -> Iterator[None]:
 
 def _start_local(tries: int = 3) -> None:
     """A cluster in this process; on a busy machine its parts miss each other's 15 s limits: try again."""
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     for left in range(tries - 1, -1, -1):
         try:
             ray.init(

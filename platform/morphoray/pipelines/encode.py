@@ -248,7 +248,7 @@ class EncodePart:
             rows = rows.append_column("view", pa.array([view] * len(rows)))
             rows = rows.append_column("crop", pa.array(np.tile(np.arange(crops, dtype=np.int32), len(good))))
             for name, values in (("latent_mean", mean), ("latent_std", std)):
-                tensor = pa.FixedShapeTensorArray.from_numpy_ndarray(values.astype(np.float16))
+                tensor = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values, np.float16))
                 rows = rows.append_column(name, tensor)
             tables.append(schema.conform(rows, shape, "latents"))
         return pa.concat_tables(tables)

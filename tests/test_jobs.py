@@ -17,7 +17,7 @@ from morphoray.storage import Storage
 from s3server import LocalS3, free_ports
 
 ROOT = Path(__file__).parent.parent
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_the_main_job_is_submitted_to_a_cluster(
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=280,
+            timeout=500,
         )
     finally:
         path.unlink()

@@ -30,6 +30,7 @@ from morphoray.storage import Storage
 
 # Ray and torch leave sockets and warnings of their own behind.
 pytestmark = [
+    pytest.mark.timeout(900),  # a cluster's start alone can take a minute on a busy machine
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

@@ -69,7 +69,9 @@ def encode(config: RunConfig) -> EncodeSummary:
         _run(config, items, counts, len(sites))
     if counts["bad"] > config.encode.max_bad_fraction * len(sites):
         raise BadFractionError(_too_many(config, storage, layout, counts["bad"], len(sites)))
-    storage.write_json(layout.of_data("latents", "complete.json"), dict(counts))
+    complete = layout.of_data("latents", "complete.json")
+    if items or not storage.exists(complete):
+        storage.write_json(complete, dict(counts))
     return EncodeSummary(counts["rows"], len(sites), counts["bad"])
 
 

@@ -11,7 +11,7 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from morphoray.diffusion.bundle import Bundle, save_bundle
 from morphoray.diffusion.codec import CodecConfig, build_codec
 from morphoray.diffusion.conditioning import Denoiser, make_projection
-from morphoray.diffusion.presets import TRAILING
+from morphoray.diffusion.presets import VELOCITY
 from morphoray.perturbations import ENCODERS
 from morphoray.perturbations.base import Perturbation
 from morphoray.storage import Storage
@@ -51,7 +51,7 @@ def make_bundle(folder: Path) -> Path:
         )
         spec = {"kind": "mlp", "vector_width": encoder.width, "token_width": 32, "tokens": 1, "hidden": 32}
         denoiser = Denoiser(unet, make_projection(spec))
-    bundle = Bundle(denoiser.eval(), codec.eval(), DDPMScheduler.from_config(TRAILING))
+    bundle = Bundle(denoiser.eval(), codec.eval(), DDPMScheduler.from_config(VELOCITY))
     bundle.manifest = manifest(items, encoder.name, encoder.state())
     folder.mkdir(parents=True)
     save_bundle(bundle, dict(denoiser.state_dict()), folder)

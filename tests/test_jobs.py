@@ -4,10 +4,12 @@ import json
 import os
 import subprocess
 import sys
+import time
 import venv
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import yaml
@@ -36,6 +38,18 @@ def cluster_python(tmp_path: Path) -> Path:
     return python
 
 
+def wait_for(url: str, log: Path) -> None:
+    """Until the cluster's job server answers."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        try:
+            if httpx.get(url, timeout=5).status_code == 200:
+                return
+        except httpx.HTTPError:
+            time.sleep(0.5)
+    raise AssertionError(f"no job server at {url}: {log.read_text()[-2000:]}")
+
+
 @pytest.fixture
 def cluster(cluster_python: Path, s3_env: LocalS3, tmp_path: Path) -> Iterator[dict[str, str]]:
     """A separately started head node; yields the environment of a submitting shell."""
@@ -44,29 +58,32 @@ def cluster(cluster_python: Path, s3_env: LocalS3, tmp_path: Path) -> Iterator[d
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
         "PYTHONUNBUFFERED": "1",
+        "PATH": f"{cluster_python.parent}:{os.environ['PATH']}",  # the job's `python`
     }
-    head = subprocess.Popen(
-        [
-            str(cluster_python),
-            "-m",
-            "ray.scripts.scripts",
-            "start",
-            "--head",
-            "--block",
-            "--num-cpus=2",
-            f"--port={port}",
-            "--include-dashboard=true",
-            f"--dashboard-port={dashboard}",
-            "--dashboard-host=127.0.0.1",
-            "--node-ip-address=127.0.0.1",
-        ],
-        env=environment,
-        cwd=tmp_path,
-        stdout=(tmp_path / "head.log").open("wb"),
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
+    with (tmp_path / "head.log").open("wb") as log:
+        head = subprocess.Popen(
+            [
+                str(cluster_python),
+                "-m",
+                "ray.scripts.scripts",
+                "start",
+                "--head",
+                "--block",
+                "--num-cpus=2",
+                f"--port={port}",
+                "--include-dashboard=true",
+                f"--dashboard-port={dashboard}",
+                "--dashboard-host=127.0.0.1",
+                "--node-ip-address=127.0.0.1",
+            ],
+            env=environment,
+            cwd=tmp_path,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     try:
+        wait_for(f"http://127.0.0.1:{dashboard}/api/version", tmp_path / "head.log")
         yield environment | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
     finally:
         head.terminate()

@@ -11,7 +11,7 @@ from morphoray import schema
 from morphoray.config import RunConfig, build
 from morphoray.errors import BadFractionError
 from morphoray.perturbations import find_encoder
-from morphoray.perturbations.base import Encoder, Perturbation, from_rows
+from morphoray.perturbations.base import Encoder, from_rows
 from morphoray.pipelines.layout import claim, layout_of, storage_from
 from morphoray.pipelines.sites import read_sites
 
@@ -92,9 +92,3 @@ def _complain(config: RunConfig, bad: list[dict[str, Any]], total: int, where: s
             f"{config.perturbations.max_bad_fraction:g}. Complete the table or the SMILES, or raise it."
         )
     print(f"{message} Their images are left out of training.", flush=True)
-
-
-def encode_perturbations(encoder: Encoder, items: list[Perturbation]) -> tuple[np.ndarray, list[str | None]]:
-    """Vectors (N, width) float32 and, per row, the reason why it has none."""
-    encoded = encoder.encode(items)
-    return encoded.vectors, encoded.reasons

@@ -24,7 +24,10 @@ from morphoray.training.state import TrainingState, load_state, save_state
 @pytest.fixture(scope="module")
 def codec_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("codec") / "vae"
-    save_codec(build_codec(CodecConfig(block_out_channels=(8, 8, 8, 16), norm_num_groups=8)), folder)
+    save_codec(
+        build_codec(CodecConfig(latent_channels=16, block_out_channels=(8, 8, 8, 16), norm_num_groups=8)),
+        folder,
+    )
     return folder
 
 

@@ -229,8 +229,9 @@ def card_text(card: dict[str, Any]) -> str:
         "",
         f"AutoencoderKL (diffusers), {card['image_channels']} image channels, {card['latent_channels']} "
         f"latent channels at an eighth of the resolution, {card['parameters']:,} parameters, scaling factor "
-        f"{card['scaling_factor']:.4f}. Trained on {card['trained_on']} by `jobs/train_codec.py`; the "
-        "settings are in `card.json`.",
+        f"{card['scaling_factor']:.4f}. Trained on {card['trained_on']} by `jobs/train_codec.py` ("
+        f"{card['config']['training']['trainable']}, from {card['config']['init']}); the settings are in "
+        "`card.json`.",
         "",
         "| images | N | PSNR, dB | Fréchet, reconstructions | Fréchet, real against real | N a side |",
         "|---|---|---|---|---|---|",

@@ -99,7 +99,8 @@ def test_the_main_job_is_submitted_to_a_cluster(
     config = {
         "run_dir": f"{bucket}/runs/job",
         "dataset": {"name": "rxrx1", "source": f"{bucket}/rxrx1"},
-        "image": {"resolution": 128, "fit": "crop", "scale_to": 256, "crops": 4},
+        "image": {"resolution": 64, "fit": "crop", "scale_to": 256, "crops": 8},
+        "bundle": {"preset": "tiny", "source": "shipped"},
         "perturbations": {"encoder": "constant", "projection": "mlp"},
         "training": {
             "max_steps": int(os.environ.get("MORPHORAY_TEST_STEPS", "30")),

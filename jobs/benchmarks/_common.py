@@ -1,0 +1,155 @@
+"""What the benchmarks share: the machine's description, interleaved timing, a small run and its model."""
+
+import contextlib
+import io
+import os
+import re
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from morphoray import schema
+from morphoray.config import RunConfig, build
+from morphoray.pipelines.layout import layout_of, resolve, storage_from
+from morphoray.pipelines.run import save_config
+from morphoray.pipelines.sites import import_sites, read_sites
+
+Rates = dict[str, list[float]]
+COMPOUNDS = ("lovastatin", "diazepam", "caffeine")
+
+
+def machine() -> str:
+    """One line: the processor, its cores, torch, and the load by other processes at this moment."""
+    import torch
+
+    told = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    found = re.search(r"^model name\s*: (.*)$", told, re.MULTILINE)
+    return (
+        f"{found[1] if found else 'unknown processor'}, {os.cpu_count()} cores, torch {torch.__version__}, "
+        f"load {os.getloadavg()[0]:.1f}"
+    )
+
+
+def interleave(measures: Mapping[str, Callable[[], float]], repeats: int, budget_s: float = 75) -> Rates:
+    """Call every measure in turn, so that other work on the machine hits all alike.
+
+    There are `repeats` rounds, or fewer, but one at least: no round starts when budget_s seconds have passed.
+    """
+    rates: Rates = {name: [] for name in measures}
+    start = time.perf_counter()
+    for _ in range(repeats):
+        for name, measure in measures.items():
+            rates[name].append(measure())
+        if time.perf_counter() - start > budget_s:
+            break
+    return rates
+
+
+def ratio(rates: Rates, name: str, base: str) -> float:
+    """The median over rounds of name's rate divided by base's rate in the same round."""
+    return statistics.median(a / b for a, b in zip(rates[name], rates[base], strict=True))
+
+
+def print_rates(rates: Rates, unit: str) -> None:
+    """A line for each measure: the median, and the range over rounds."""
+    for name, values in rates.items():
+        print(
+            f"  {name:10s} {statistics.median(values):8.2f} {unit} "
+            f"({min(values):.2f} to {max(values):.2f} in {len(values)} rounds)"
+        )
+
+
+def print_target(what: str, value: float, least: float) -> None:
+    """A ratio beside its target; a missed one is told and is no failure, since machines are noisy."""
+    print(f"  {what}: {value:.3f}, target {least:g} or more: {'met' if value >= least else 'MISSED'}")
+
+
+def quietly(work: Callable[[], Any]) -> Any:
+    """The result of `work`, whose progress lines are swallowed."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        return work()
+
+
+def seconds_of(work: Callable[[], Any]) -> float:
+    """Wall time of one call."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def steady_rate(files: list[Path], units_per_file: int) -> tuple[float, float]:
+    """Units a second between the first finished part and the last, and when the first part began (epoch s).
+
+    Parts are equal; a file's modification time is when its part was finished.
+    """
+    times = sorted(path.stat().st_mtime for path in files)
+    per_part = (times[-1] - times[0]) / (len(times) - 1)
+    return units_per_file / per_part, times[0] - per_part
+
+
+def demo_values() -> dict[str, Any]:
+    """The demo's image, condition, model, training and generation sections, as a plain mapping."""
+    import yaml
+
+    from morphoray.pipelines.demo import CONFIG
+
+    values: dict[str, Any] = yaml.safe_load(CONFIG.read_text())
+    return values
+
+
+def simulated_run(folder: Path, sites: int, drawn: int = 32, **sections: dict[str, Any]) -> RunConfig:
+    """A resolved run of `sites` simulated sites, imported: the demo's configuration, `sections` merged in.
+
+    Only `drawn` sites are drawn; SITES names their files again and again under new site_ids, so the files
+    come from the page cache, as they would from fast local disks.
+    """
+    values = demo_values()
+    values |= {"run_dir": str(folder)}
+    values["dataset"] |= {
+        "perturbations": list(COMPOUNDS),
+        "held_out_perturbations": [],
+        "experiments": 1,
+        "held_out_experiments": 0,
+        "wells_per_perturbation": 1,
+        "sites_per_well": max(1, min(drawn, sites) // (len(COMPOUNDS) + 1)),
+    }
+    for name, section in sections.items():
+        values[name] = values.get(name, {}) | section
+    config = resolve(build(RunConfig, values, "benchmark"))
+    import_sites(config)
+    save_config(config)
+    table = read_sites(config)
+    rows = [row % len(table) for row in range(sites)]
+    ids = pa.array([f"site-{number:06d}" for number in range(sites)], pa.string())
+    table = table.take(rows).set_column(0, schema.SITES.field("site_id"), ids)
+    made_by = config.fingerprint("dataset")
+    storage_from(config.storage).write_table(layout_of(config).sites, schema.stamp(table, made_by))
+    return config
+
+
+def write_bundle(folder: Path, config: RunConfig) -> Path:
+    """An untrained bundle of the run's preset with the rdkit condition of a few compounds."""
+    from morphoray.diffusion.bundle import new_bundle, save_bundle
+    from morphoray.perturbations import find_encoder
+    from morphoray.perturbations.base import from_rows
+    from morphoray.pipelines.codecs import local_bundle_config
+
+    items = from_rows(read_sites(config))
+    kind = find_encoder(config.perturbations.encoder)
+    options = build(kind.options, config.perturbations.options, "perturbations")
+    encoder = kind.fit(options, items, storage_from(config.storage))
+    condition = config.perturbations
+    projection = {"kind": condition.projection, "tokens": condition.tokens, "hidden": condition.hidden}
+    bundle = new_bundle(local_bundle_config(config), config.image.resolution, encoder.width, projection, 0)
+    bundle.manifest = {
+        "condition": {"encoder": encoder.name, "state": encoder.state()},
+        "resolution": config.image.resolution,
+        "perturbations": [{**vars(item), "seen": True} for item in items],
+    }
+    folder.mkdir(parents=True)
+    save_bundle(bundle, dict(bundle.denoiser.state_dict()), folder)
+    return folder

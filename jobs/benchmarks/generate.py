@@ -1,0 +1,135 @@
+"""Images a second of the generation stage beside a bare loop, and beside the original's one image a call.
+
+The stage's steady rate is taken between its first and its last finished part; what comes before, the start of
+Ray's workers and the loading of the bundle, is printed apart.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from _common import (
+    Rates,
+    interleave,
+    machine,
+    print_rates,
+    print_target,
+    quietly,
+    ratio,
+    seconds_of,
+    simulated_run,
+    steady_rate,
+    write_bundle,
+)
+from torch import Tensor
+
+from morphoray.config import GenerationConfig
+from morphoray.diffusion.bundle import Bundle, load_bundle
+from morphoray.diffusion.codec import to_uint8
+from morphoray.diffusion.samplers import make_sampler
+from morphoray.imaging.png import encode_png
+from morphoray.pipelines.cluster import connected, use_threads
+from morphoray.pipelines.generate import generate_images, known_perturbations
+
+TARGET = 0.95
+ORIGINAL = {"sampler": "ddpm", "steps": 50, "tokens": 77}
+
+
+@dataclass(frozen=True)
+class Figures:
+    """rates: images/s round by round; start_s: until the first part begins; settings: the product's."""
+
+    rates: Rates
+    start_s: list[float]
+    settings: GenerationConfig
+
+
+def measure(
+    folder: Path, parts: int, images_per_part: int, repeats: int, original_images: int = 1, **sampling: object
+) -> Figures:
+    """Make `parts` parts of `images_per_part` images through the stage, in turn with the two other ways.
+
+    One thread each: on a busy machine two threads that wait for each other measure its scheduler.
+    """
+    size = {"images_per_part": images_per_part, "n": images_per_part * parts, "cpus_per_actor": 1, **sampling}
+    config = simulated_run(folder / "run", 8, generation=size)
+    settings = config.generation
+    path = write_bundle(folder / "bundle", config)
+    bundle = load_bundle(path)
+    item = known_perturbations(bundle.manifest)[:1]
+    use_threads(settings.cpus_per_actor)
+    started: list[float] = []
+
+    def bare() -> float:
+        def work() -> None:
+            for start in range(0, images_per_part, settings.batch_size):
+                count = min(settings.batch_size, images_per_part - start)
+                bare_images(bundle, count, settings.sampler, settings.steps)
+
+        return images_per_part / seconds_of(work)
+
+    def original() -> float:
+        return original_images / seconds_of(
+            lambda: [bare_images(bundle, 1, **ORIGINAL) for _ in range(original_images)]
+        )
+
+    def stage() -> float:
+        out, begun = folder / f"images-{len(started)}", time.time()
+        quietly(lambda: generate_images(str(path), item, str(out), settings, 0, config.storage))
+        rate, first = steady_rate(list((out / "parts").glob("*.parquet")), images_per_part)
+        started.append(first - begun)
+        return rate
+
+    bare()
+    with connected():
+        rates = interleave({"bare": bare, "stage": stage, "original": original}, repeats)
+    return Figures(rates, started, settings)
+
+
+@torch.inference_mode()
+def bare_images(bundle: Bundle, count: int, sampler: str, steps: int, tokens: int = 1) -> list[bytes]:
+    """`count` images in one batch, as PNG: torch's one generator, `tokens` identical condition tokens."""
+    noise = torch.randn(count, *bundle.latent_shape(int(bundle.manifest["resolution"])))
+    width = int(bundle.denoiser.projection.vector_width)
+    condition = bundle.denoiser.projection(torch.ones(count, width)).repeat(1, tokens, 1)
+    scheduler = make_sampler(sampler, bundle.schedule, steps)
+    latents: Tensor = noise * scheduler.init_noise_sigma
+    for timestep in scheduler.timesteps:
+        prediction = bundle.denoiser.unet(latents, timestep, condition, return_dict=False)[0]
+        latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
+    pixels = to_uint8(bundle.vae.decode(latents / bundle.scaling_factor).sample).numpy()
+    return [encode_png(image, 1) for image in pixels]
+
+
+def describe(config: GenerationConfig, resolution: int) -> str:
+    """The settings that the figures depend on."""
+    return (
+        f"{resolution} px, tiny preset, {config.sampler} in {config.steps} steps, batch {config.batch_size}, "
+        f"guidance {config.guidance_scale:g}, {config.precision}, {config.cpus_per_actor:g} CPUs an actor"
+    )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--parts", type=int, default=6)
+    parser.add_argument("--images-per-part", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = vars(parser.parse_args())
+    print(machine(), flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        figures = measure(Path(folder), **arguments)
+    print(f"generate: {describe(figures.settings, 64)}")
+    print(f"original: one image a call, {ORIGINAL['sampler']} in {ORIGINAL['steps']} steps, 77 tokens")
+    print_rates(figures.rates, "images/s")
+    print_target("stage / bare", ratio(figures.rates, "stage", "bare"), TARGET)
+    print(f"  stage / original: {ratio(figures.rates, 'stage', 'original'):.1f}")
+    print(f"  start-up, not counted above: {statistics.median(figures.start_s):.1f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""The benchmarks: each says what it measures, and each measures something at the smallest size."""
+
+import ast
+import importlib
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from morphoray.pipelines.cluster import connected
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "jobs" / "benchmarks"
+SCRIPTS = sorted(path for path in FOLDER.glob("*.py") if not path.name.startswith("_"))
+
+# Ray and torch leave sockets and warnings of their own behind.
+pytestmark = [
+    pytest.mark.timeout(900),  # a cluster's start alone can take a minute on a busy machine
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+
+@pytest.fixture
+def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scripts import each other as they do when one of them is started."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[None]:
+    with connected():
+        yield
+
+
+def module(name: str) -> ModuleType:
+    return importlib.import_module(name)
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_a_script_says_what_it_measures_and_does_nothing_when_imported(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree)
+    assert {"main"} <= {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    last = tree.body[-1]
+    assert isinstance(last, ast.If) and ast.unparse(last.test) == "__name__ == '__main__'"
+
+
+def test_make_bench_runs_every_script_and_not_their_shared_module() -> None:
+    told = subprocess.run(
+        ["sh", "-c", "echo jobs/benchmarks/[!_]*.py"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert [ROOT / name for name in told.stdout.split()] == SCRIPTS
+    assert "jobs/benchmarks/[!_]*.py" in (ROOT / "Makefile").read_text()
+
+
+def test_simulator(benchmarks: None) -> None:
+    assert module("simulator").draw(64, 3, 18.0, 0) > 0
+
+
+def test_encode(benchmarks: None, ray_cluster: None, tmp_path: Path) -> None:
+    figures = module("encode").measure(tmp_path, parts=2, sites_per_part=4, repeats=1)
+    assert all(rate > 0 for rates in figures.rates.values() for rate in rates)
+    assert figures.rates.keys() == {"bare", "pipeline"}
+    assert len(figures.start_s) == 1
+    assert all(value > 0 for value in figures.stages_ms.values())
+
+
+def test_train(benchmarks: None, tmp_path: Path) -> None:
+    figures = module("train").measure(tmp_path, batch_size=2, steps=1, original_steps=1, repeats=1)
+    assert figures.rates.keys() == figures.wall_rates.keys() == {"bare", "product", "original"}
+    assert all(rate > 0 for rates in figures.rates.values() for rate in rates)
+    assert 0 < figures.step_gflop < 100
+    assert figures.matmul_gflops > 1
+
+
+def test_generate(benchmarks: None, ray_cluster: None, tmp_path: Path) -> None:
+    figures = module("generate").measure(tmp_path, parts=2, images_per_part=1, repeats=1, steps=2)
+    assert figures.rates.keys() == {"bare", "stage", "original"}
+    assert all(rate > 0 for rates in figures.rates.values() for rate in rates)
+
+
+def test_memory(benchmarks: None, tmp_path: Path) -> None:
+    peaks = module("memory").measure(tmp_path, sites=4, sites_per_part=2)
+    assert 0 < peaks.driver_mib < peaks.all_mib
+    assert 0 < peaks.actor_mib < peaks.all_mib
+
+
+def test_startup(benchmarks: None, tmp_path: Path) -> None:
+    startup = module("startup")
+    folder = startup.prepare(tmp_path)
+    start = startup.measure(folder, "help", 0)
+    assert 0 < start.first_line_s <= start.end_s
+
+
+def test_rates_are_compared_round_by_round(benchmarks: None) -> None:
+    common = module("_common")
+    calls: list[str] = []
+
+    def measure(name: str, values: Iterator[float]) -> float:
+        calls.append(name)
+        return next(values)
+
+    first, second = iter([2.0, 4.0, 9.0]), iter([1.0, 4.0, 3.0])
+    rates = common.interleave({"a": lambda: measure("a", first), "b": lambda: measure("b", second)}, 3)
+    assert calls == ["a", "b"] * 3
+    assert common.ratio(rates, "a", "b") == 2.0  # the median of 2, 1 and 3
+    assert len(common.interleave({"a": lambda: 1.0}, 5, budget_s=0)["a"]) == 1

@@ -60,12 +60,16 @@ def vae_for(config: BundleConfig, seed: int) -> AutoencoderKL:
 
 
 def vae_folder(config: BundleConfig) -> Path | None:
-    """The local folder of that autoencoder; None when it starts from fresh weights."""
+    """The local folder of that autoencoder; None when it starts from fresh weights.
+
+    A source without a vae/ (the shipped denoiser is one) goes with the preset's own.
+    """
     if config.vae:
         return Path(config.vae)
-    if config.source and config.source != SHIPPED:
+    own = shipped_codec() if get_preset(config.preset).vae is None else None
+    if config.source and config.source != SHIPPED and (own is None or (Path(config.source) / "vae").is_dir()):
         return Path(config.source) / "vae"
-    return shipped_codec() if get_preset(config.preset).vae is None else None
+    return own
 
 
 def source_folder(config: BundleConfig) -> Path | None:

@@ -77,7 +77,7 @@ def run_start(config: StartRun) -> str:
     )
     checkpoints.restore(state)
     precision = {"fp32": "no"}.get(config.training.precision, config.training.precision)
-    accelerator = Accelerator(cpu=True, mixed_precision=precision)
+    accelerator = Accelerator(cpu=not config.training.use_gpu, mixed_precision=precision)
     curve: list[dict[str, Any]] = []
 
     def told(record: dict[str, Any]) -> None:
@@ -93,12 +93,13 @@ def run_start(config: StartRun) -> str:
 def simulated_latents(bundle: Bundle, config: StartRun) -> LatentSet:
     """Posteriors of `config.crops` simulated crops, each with a condition of its own."""
     log.info("drawing %d fields and encoding %d crops", config.fields, config.crops)
+    codec = bundle.vae.to("cuda" if config.training.use_gpu else "cpu")
     crops = start_crops(
         draw_bank_fields(config.fields, config.seed), config.crops, config.resolution, config.seed
     )
     means, stds, vectors = [], [], []
     while part := list(islice(crops, ENCODE_BATCH)):
-        mean, std = encode_posterior(bundle.vae, np.stack([image for image, _ in part]), 64)
+        mean, std = encode_posterior(codec, np.stack([image for image, _ in part]), 64)
         means.append(torch.from_numpy(mean).half())
         stds.append(torch.from_numpy(std).half())
         vectors += [vector for _, vector in part]
@@ -112,8 +113,10 @@ def _write(
     """The averaged UNet in float16, the noise schedule, and the card, which marks the folder as finished."""
     averaged = state.ema_weights()
     unet = bundle.denoiser.unet
-    unet.load_state_dict({name.removeprefix("unet."): averaged[name] for name in averaged if "unet." in name})
-    unet.half().save_pretrained(folder / "unet", safe_serialization=True)
+    unet.load_state_dict(
+        {name.removeprefix("unet."): value for name, value in averaged.items() if name.startswith("unet.")}
+    )
+    unet.cpu().half().save_pretrained(folder / "unet", safe_serialization=True)
     bundle.schedule.save_pretrained(folder / "scheduler")
     card = {
         "trained_on": "simulated crops with random phenotypes",

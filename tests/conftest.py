@@ -52,3 +52,14 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from bundles import make_bundle
 
     return make_bundle(tmp_path_factory.mktemp("bundles") / "tiny" / "bundle")
+
+
+@pytest.fixture(scope="session")
+def codec_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained autoencoder to be read only: 3 channels, 16 x H/8 x W/8 latents."""
+    from morphoray.diffusion.codec import CodecConfig, build_codec, save_codec
+
+    folder = tmp_path_factory.mktemp("codec") / "vae"
+    config = CodecConfig(latent_channels=16, block_out_channels=(8, 8, 8, 16), norm_num_groups=8)
+    save_codec(build_codec(config), folder)
+    return folder

@@ -79,7 +79,7 @@ def test_shipped_latents_are_standard(crops: np.ndarray) -> None:
     codec = load_codec(shipped_codec())
     mean, std = encode_posterior(codec, crops)
     scaled = mean * codec.config.scaling_factor
-    assert scaled.shape == (64, 16, 8, 8) and scaled.dtype == np.float32
+    assert scaled.shape == (64, 32, 8, 8) and scaled.dtype == np.float32
     assert abs(float(scaled.std()) - 1.0) < 0.25
     assert np.all(std > 0) and float(std.mean()) < 0.2
 
@@ -96,7 +96,7 @@ def test_any_multiple_of_eight(size: tuple[int, int]) -> None:
     codec = load_codec(shipped_codec())
     images = np.random.default_rng(0).integers(0, 256, (3, 3, *size), np.uint8)
     mean, std = encode_posterior(codec, images, batch_size=2)
-    assert mean.shape == std.shape == (3, 16, size[0] // 8, size[1] // 8)
+    assert mean.shape == std.shape == (3, 32, size[0] // 8, size[1] // 8)
     decoded = decode_latents(codec, scale_latents(codec, torch.from_numpy(mean)), batch_size=2)
     assert decoded.dtype == np.uint8 and decoded.shape == images.shape
 
@@ -104,7 +104,7 @@ def test_any_multiple_of_eight(size: tuple[int, int]) -> None:
 def test_no_images_give_no_latents() -> None:
     codec = load_codec(shipped_codec())
     mean, std = encode_posterior(codec, np.zeros((0, 3, 64, 64), np.uint8))
-    assert mean.shape == std.shape == (0, 16, 8, 8)
+    assert mean.shape == std.shape == (0, 32, 8, 8)
     assert decode_latents(codec, torch.from_numpy(mean)).shape == (0, 3, 64, 64)
 
 
@@ -142,7 +142,7 @@ def test_normalising_latents_keeps_reconstructions(crops: np.ndarray) -> None:
     codec = load_codec(shipped_codec())
     mean, std = encode_posterior(codec, crops[:4])
     before = reconstruct(codec, crops[:4])
-    shift, scale = torch.linspace(-1, 1, 16), torch.linspace(0.5, 2, 16)
+    shift, scale = torch.linspace(-1, 1, 32), torch.linspace(0.5, 2, 32)
     normalise_latents(codec, shift, scale)
     new_mean, new_std = encode_posterior(codec, crops[:4])
     expected = (mean - shift.numpy()[:, None, None]) / scale.numpy()[:, None, None]
@@ -188,7 +188,7 @@ def test_linear_start_says_when_groups_are_too_many() -> None:
 
 
 def test_linear_start_says_when_widths_are_equal() -> None:
-    codec = build_codec(CodecConfig(block_out_channels=(16, 16, 24, 48)))
+    codec = build_codec(CodecConfig(block_out_channels=(16, 16, 24, 48), latent_channels=16))
     with pytest.raises(ConfigError, match="the first two, and the last two, differ"):
         linear_start(codec, torch.zeros(4, 3, 32, 32))
 
@@ -298,7 +298,7 @@ training: {{max_steps: 2, batch_size: 2, texture_from: 0}}
     written = (vae / WEIGHTS).stat().st_mtime_ns
     assert run_codec(parse_codec_run(text, "test")) == str(vae)
     assert (vae / WEIGHTS).stat().st_mtime_ns == written
-    assert load_codec(vae).config.latent_channels == 16
+    assert load_codec(vae).config.latent_channels == 32
 
 
 def test_unknown_key_of_a_codec_run_lists_the_known() -> None:

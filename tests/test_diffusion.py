@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 
 from morphoray.config import BundleConfig
 from morphoray.diffusion.bundle import Bundle, load_bundle, new_bundle, save_bundle
-from morphoray.diffusion.codec import CodecConfig, build_codec, save_codec
 from morphoray.diffusion.conditioning import Denoiser, MlpProjection, PadProjection
 from morphoray.diffusion.generate import ImageRequest, SamplerSettings, generate, image_seed, sample_latents
 from morphoray.diffusion.objective import DataOrder, draw_noise, loss_weights, target, weighted_mse
@@ -36,13 +35,6 @@ def small_unet(cross: int = 64, channels: int = 4) -> UNet2DConditionModel:
         "layers_per_block": 1,
     }
     return UNet2DConditionModel.from_config(values)
-
-
-@pytest.fixture(scope="module")
-def codec_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("codec") / "vae"
-    save_codec(build_codec(CodecConfig(block_out_channels=(8, 8, 8, 16), norm_num_groups=8)), folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ import yaml
 
 from morphoray import schema
 from morphoray.config import RunConfig, parse
-from morphoray.diffusion.codec import CodecConfig, build_codec, save_codec
 from morphoray.errors import BadFractionError, ConfigError, DataError, FingerprintError, ResourceError
 from morphoray.imaging.png import encode_png
 from morphoray.pipelines.cluster import Resources, connected, preflight
@@ -42,13 +41,6 @@ pytestmark = [
 def ray_cluster() -> Iterator[None]:
     with connected():
         yield
-
-
-@pytest.fixture(scope="module")
-def codec_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("codec") / "vae"
-    save_codec(build_codec(CodecConfig(block_out_channels=(8, 8, 8, 16), norm_num_groups=8)), folder)
-    return folder
 
 
 @pytest.fixture

@@ -14,19 +14,11 @@ from accelerate.state import AcceleratorState
 from morphoray import schema
 from morphoray.config import BundleConfig, TrainingConfig
 from morphoray.diffusion.bundle import Bundle, new_bundle
-from morphoray.diffusion.codec import CodecConfig, build_codec, save_codec
 from morphoray.errors import DataError, FingerprintError
 from morphoray.training.latents import LatentParts, Latents, LatentSet, MemoryLatents, Span
 from morphoray.training.loop import Hooks, learning_rate, make_state, share, train
 from morphoray.training.state import TrainingState, load_state, take_snapshot
 from morphoray.training.windows import WindowLatents
-
-
-@pytest.fixture(scope="module")
-def codec_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("codec") / "vae"
-    save_codec(build_codec(CodecConfig(block_out_channels=(8, 8, 8, 16), norm_num_groups=8)), folder)
-    return folder
 
 
 @pytest.fixture

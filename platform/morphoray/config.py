@@ -75,11 +75,14 @@ class PerturbationsConfig(BaseModel):
         return dict(self.model_extra or {})
 
 
+SHIPPED = "shipped"  # as bundle.source: the denoiser that comes with the package
+
+
 class BundleConfig(Section):
     """The model to start from."""
 
     preset: Literal["tiny", "small", "sd"] = "tiny"
-    source: str | None = None  # a diffusers-format folder; None: fresh weights
+    source: str | None = None  # a diffusers-format folder; shipped: the package's (tiny); None: fresh weights
     vae: str | None = None  # a folder with an AutoencoderKL instead of the preset's
     unet: Literal["unet", "unet_ema"] = "unet_ema"  # which of the source's two weights
     prediction_type: Literal["epsilon", "v_prediction"] | None = None  # None: the preset's

@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
-from morphoray.config import BundleConfig
+from morphoray.config import SHIPPED, BundleConfig
 from morphoray.diffusion.codec import load_codec, shipped_codec
 from morphoray.diffusion.conditioning import Denoiser, PadProjection, make_projection, projection_spec
 from morphoray.diffusion.presets import get_preset
@@ -63,35 +63,60 @@ def vae_folder(config: BundleConfig) -> Path | None:
     """The local folder of that autoencoder; None when it starts from fresh weights."""
     if config.vae:
         return Path(config.vae)
-    if config.source:
+    if config.source and config.source != SHIPPED:
         return Path(config.source) / "vae"
     return shipped_codec() if get_preset(config.preset).vae is None else None
+
+
+def source_folder(config: BundleConfig) -> Path | None:
+    """The local folder of the weights to start from; None for fresh ones.
+
+    Raises ConfigError when the preset isn't the one that the package ships a start for.
+    """
+    if config.source != SHIPPED:
+        return Path(config.source) if config.source else None
+    if config.preset != "tiny":
+        raise ConfigError(
+            f"bundle.source: the package ships a start for preset tiny, not for {config.preset}. Name a "
+            "diffusers folder, or null for fresh weights."
+        )
+    return Path(__file__).parent / "weights" / "tiny_start"
 
 
 def new_bundle(
     config: BundleConfig, resolution: int, vector_width: int, projection: dict[str, Any], seed: int
 ) -> Bundle:
-    """Start a model: fresh weights of the preset (from `seed`), or those of `config.source`.
+    """Start a model: fresh weights of the preset (from `seed`), or those of `config.source`; float32.
 
     projection: kind (pad or mlp), tokens and hidden. Raises ConfigError or DataError.
     """
     vae = vae_for(config, seed)
-    preset = get_preset(config.preset)
+    preset, source = get_preset(config.preset), source_folder(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if config.source:
-            unet = _load_unet(Path(config.source), config.unet)
+        if source is not None:
+            unet = _load_unet(source, config.unet)
+            _check_channels(unet, vae, source)
         else:
             unet = _fresh_unet(preset.unet, vae, resolution)
         token_width = int(unet.config.cross_attention_dim)
         spec = projection | {"vector_width": vector_width, "token_width": token_width}
         denoiser = Denoiser(unet, make_projection(spec))
     schedule_values = dict(preset.schedule)
-    if config.source and (Path(config.source) / "scheduler").is_dir():
-        schedule_values = _read_schedule(Path(config.source))
+    if source is not None and (source / "scheduler").is_dir():
+        schedule_values = _read_schedule(source)
     if config.prediction_type:
         schedule_values["prediction_type"] = config.prediction_type
     return Bundle(denoiser, vae, DDPMScheduler.from_config(schedule_values))
+
+
+def _check_channels(unet: UNet2DConditionModel, vae: AutoencoderKL, source: Path) -> None:
+    found, wanted = int(unet.config.in_channels), int(vae.config.latent_channels)
+    if found != wanted:
+        raise ConfigError(
+            f"bundle: the denoiser in {source} takes {found} latent channels, the autoencoder has {wanted}. "
+            "Use the autoencoder it was trained with, or bundle.source: null for fresh weights."
+        )
 
 
 def _fresh_unet(values: dict[str, Any], vae: AutoencoderKL, resolution: int) -> UNet2DConditionModel:

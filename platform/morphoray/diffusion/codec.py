@@ -23,8 +23,8 @@ class CodecConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     image_channels: int = Field(default=3, ge=1, le=6)
-    latent_channels: int = Field(default=16, ge=1)
-    block_out_channels: tuple[int, ...] = (16, 24, 48, 96)
+    latent_channels: int = Field(default=32, ge=1)
+    block_out_channels: tuple[int, ...] = (16, 32, 64, 96)
     layers_per_block: int = Field(default=1, ge=1)
     norm_num_groups: int = Field(default=4, ge=1)
     mid_attention: bool = False
@@ -62,7 +62,7 @@ def build_codec(config: CodecConfig, seed: int = 0) -> AutoencoderKL:
 
 
 def shipped_codec() -> Path:
-    """The folder of the autoencoder that comes with the package: 3 channels, 16 x H/8 x W/8 latents."""
+    """The folder of the autoencoder that comes with the package: 3 channels, 32 x H/8 x W/8 latents."""
     return Path(__file__).parent / "weights" / "tiny_vae"
 
 

@@ -73,8 +73,8 @@ def _two_level(first: int, second: int, layers: int, cross: int) -> dict[str, An
     """
     return {
         "sample_size": 8,
-        "in_channels": 16,
-        "out_channels": 16,
+        "in_channels": 32,
+        "out_channels": 32,
         "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
         "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
         "block_out_channels": [first, second],

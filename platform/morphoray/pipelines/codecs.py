@@ -4,7 +4,7 @@ import hashlib
 import tempfile
 from pathlib import Path
 
-from morphoray.config import BundleConfig, RunConfig
+from morphoray.config import SHIPPED, BundleConfig, RunConfig
 from morphoray.diffusion.bundle import vae_folder
 from morphoray.errors import DataError
 from morphoray.pipelines.layout import storage_from
@@ -42,7 +42,7 @@ def local_bundle_config(config: RunConfig) -> BundleConfig:
     storage = storage_from(config.storage)
     values = config.bundle.model_dump()
     for key in ("source", "vae"):
-        if values[key]:
+        if values[key] and values[key] != SHIPPED:
             values[key] = str(local_copy(storage, values[key]))
     return BundleConfig(**values)
 

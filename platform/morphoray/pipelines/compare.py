@@ -44,12 +44,13 @@ def seen_experiments(sites: pa.Table) -> list[str]:
     return sorted(names)
 
 
-def real_images(config: RunConfig, perturbation_id: str, experiments: list[str], most: int) -> np.ndarray:
-    """Up to `most` real images (N, K, R, R) of a perturbation, drawn over its sites in these experiments.
+def real_images(
+    config: RunConfig, sites: pa.Table, perturbation_id: str, experiments: list[str], most: int
+) -> np.ndarray:
+    """Up to `most` real images (N, K, R, R) of a perturbation, drawn over its `sites` in these experiments.
 
     Sites that can't be read are left out: encoding has quarantined them.
     """
-    sites = read_sites(config)
     mine = pc.and_(
         pc.equal(sites["perturbation_id"], perturbation_id),
         pc.is_in(sites["experiment"], pa.array(experiments, pa.string())),
@@ -102,7 +103,7 @@ def collect(
         }
         if not all(made.values()):
             continue
-        real = real_images(config, name, experiments or seen_experiments(sites), most)
+        real = real_images(config, sites, name, experiments or seen_experiments(sites), most)
         images = {method: np.stack([decode_png(data) for data in rows]) for method, rows in made.items()}
         sets.append(ImageSets(item, name in unseen, real, reconstruct(codec, real), images))
     return sets

@@ -1,6 +1,5 @@
 """SITES to LATENTS: read and map images in tasks, encode them in actors, write in parts."""
 
-import io
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from morphoray.pipelines.cluster import encode_resources, preflight, use_threads
 from morphoray.pipelines.codecs import codec_fingerprint, local_bundle_config
 from morphoray.pipelines.layout import RunLayout, claim, dataset_of, layout_of, storage_from
 from morphoray.pipelines.sites import read_sites
-from morphoray.pipelines.stream import Item, Progress, Stage, stream
+from morphoray.pipelines.stream import Item, Progress, Stage, pack, stream, unpack
 from morphoray.seeds import fingerprint
 from morphoray.storage import Storage
 
@@ -56,7 +55,7 @@ def encode(config: RunConfig) -> EncodeSummary:
         storage, layout, retry_bad=not storage.exists(layout.of_data("latents", "complete.json"))
     )
     items = [
-        {"part": part, "sites": _pack(sites.slice(start, size))}
+        {"part": part, "sites": pack(sites.slice(start, size))}
         for part, start in enumerate(range(0, len(sites), size))
         if part not in done
     ]
@@ -138,17 +137,6 @@ def _too_many(config: RunConfig, storage: Storage, layout: RunLayout, bad: int, 
     )
 
 
-def _pack(table: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return sink.getvalue()
-
-
-def _unpack(data: bytes) -> pa.Table:
-    return pa.ipc.open_stream(data).read_all()
-
-
 def site_images(uris: list[str], site_id: str, plan: ReadPlan, storage: Storage) -> np.ndarray:
     """Images (crops, K, resolution, resolution) uint8 of one site; DataError with the reason it has none."""
     from morphoray.datasets.reading import read_raw
@@ -172,7 +160,7 @@ def site_images(uris: list[str], site_id: str, plan: ReadPlan, storage: Storage)
 
 def read_part(item: Item, plan: ReadPlan, storage: Storage) -> Item:
     """Read a part's sites: images as bytes of (good sites x crops, K, R, R), and the rows of both kinds."""
-    sites = _unpack(item["sites"])
+    sites = unpack(item["sites"])
 
     def read(row: dict[str, Any]) -> np.ndarray | str:
         try:
@@ -194,8 +182,8 @@ def read_part(item: Item, plan: ReadPlan, storage: Storage) -> Item:
         "part": item["part"],
         "images": images.tobytes(),
         "shape": list(images.shape),
-        "good": _pack(sites.take(good)),
-        "bad": _pack(pa.Table.from_pylist(bad, schema=schema.QUARANTINE)),
+        "good": pack(sites.take(good)),
+        "bad": pack(pa.Table.from_pylist(bad, schema=schema.QUARANTINE)),
     }
 
 
@@ -218,7 +206,7 @@ class EncodePart:
 
     def __call__(self, item: Item) -> Item:
         """Latents of every view of every crop, float16, one row each."""
-        good = _unpack(item["good"])
+        good = unpack(item["good"])
         table = None
         if len(good):
             images = np.frombuffer(bytearray(item["images"]), np.uint8).reshape(
@@ -227,7 +215,7 @@ class EncodePart:
             table = self._encode(images, good)
         return {
             "part": item["part"],
-            "table": _pack(table) if table is not None else b"",
+            "table": pack(table) if table is not None else b"",
             "bad": item["bad"],
             "sites": len(good),
         }
@@ -259,8 +247,8 @@ class EncodePart:
 def write_part(item: Item, layout: RunLayout, storage: Storage, made_by: str) -> Item:
     """Write a part's latents and quarantine rows, then its counts, which mark it as finished."""
     part = int(item["part"])
-    bad = _unpack(item["bad"])
-    table = _unpack(item["table"]) if item["table"] else None
+    bad = unpack(item["bad"])
+    table = unpack(item["table"]) if item["table"] else None
     name = f"part-{part:06d}"
     quarantine = layout.of_data("quarantine", "encode", f"{name}.parquet")
     if len(bad) or storage.exists(quarantine):

@@ -1,6 +1,5 @@
 """A bundle to images: every perturbation's images in parts, on an actor pool, each part once."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from morphoray.errors import DataError
 from morphoray.perturbations import find_encoder
 from morphoray.perturbations.base import Perturbation
 from morphoray.pipelines.layout import claim, storage_from
-from morphoray.pipelines.stream import Item, Progress, Stage, stream
+from morphoray.pipelines.stream import Item, Progress, Stage, pack, stream, unpack
 from morphoray.seeds import fingerprint
 from morphoray.storage import Storage, join
 
@@ -223,15 +222,12 @@ class GeneratePart:
             for request, image in zip(requests, generate(self._bundle, requests, settings), strict=True)
         ]
         table = schema.stamp(pa.Table.from_pylist(rows, schema=schema.IMAGES), self._bundle.fingerprint)
-        sink = io.BytesIO()
-        with pa.ipc.new_stream(sink, table.schema) as writer:
-            writer.write_table(table)
-        return {"name": item["name"], "table": sink.getvalue(), "count": len(rows)}
+        return {"name": item["name"], "table": pack(table), "count": len(rows)}
 
 
 def write_images(item: Item, storage: Storage, out: str, as_png: bool) -> Item:
     """Write a part: PNG files first where asked for, the Parquet part, which marks it as done, last."""
-    table = pa.ipc.open_stream(item["table"]).read_all()
+    table = unpack(item["table"])
     if as_png:
         for row in table.select(["perturbation_id", "index", "image"]).to_pylist():
             name = f"{row['index']:05d}.png"

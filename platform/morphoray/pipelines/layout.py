@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from morphoray.config import DatasetConfig, RunConfig, StorageConfig, build
+from morphoray.config import SHIPPED, DatasetConfig, RunConfig, StorageConfig, build
 from morphoray.datasets import find_dataset
 from morphoray.datasets.base import Dataset
 from morphoray.errors import ConfigError, FingerprintError
@@ -87,7 +87,7 @@ def resolve(config: RunConfig) -> RunConfig:
     }
     values["perturbations"] = perturbations | encoder_options.model_dump(mode="json")
     for key in ("source", "vae"):  # Ray Train workers have another working directory
-        if values["bundle"][key]:
+        if values["bundle"][key] and values["bundle"][key] != SHIPPED:
             values["bundle"][key] = absolute(values["bundle"][key])
     values["image"]["mapping"] = config.image.mapping or dataset.mapping
     return build(RunConfig, values, "")

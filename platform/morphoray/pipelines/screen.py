@@ -20,7 +20,7 @@ from morphoray.pipelines.cluster import connected, generate_resources, preflight
 from morphoray.pipelines.generate import known_perturbations, read_manifest, vectors_for
 from morphoray.pipelines.layout import claim, layout_of, storage_from
 from morphoray.pipelines.screen_part import PART, TOP, ScreenPart, part_row
-from morphoray.pipelines.stream import Item, Progress, Stage, stream
+from morphoray.pipelines.stream import Item, Progress, Stage, stream, unpack
 from morphoray.screening.libraries import Molecule, library_fingerprint, read_library
 from morphoray.screening.scores import ranked
 from morphoray.seeds import fingerprint
@@ -146,7 +146,7 @@ def _run_parts(
 
 def write_part(item: Item, storage: Storage, out: str) -> Item:
     """Write a part, which marks it as done."""
-    table = pa.ipc.open_stream(item["table"]).read_all()
+    table = unpack(item["table"])
     storage.write_table(join(out, "parts", f"{item['name']}.parquet"), table)
     return {"count": item["count"]}
 

@@ -10,7 +10,7 @@ from morphoray.config import RunConfig, ScreenConfig
 from morphoray.perturbations.base import Perturbation
 from morphoray.pipelines.generate import load, vectors_for
 from morphoray.pipelines.layout import layout_of, storage_from
-from morphoray.pipelines.stream import Item
+from morphoray.pipelines.stream import Item, pack
 from morphoray.screening.scores import paired_effect
 
 NOISE = "screen"  # the perturbation_id of every image of a screen: see `screen.py`
@@ -83,11 +83,8 @@ class ScreenPart:
         if item["with_control"]:
             control = part_row(0, self._control_id, "", "the control")
             rows.append(control | {"n_generated": n, "images": _encoded(self._control_images)})
-        sink = pa.BufferOutputStream()
-        table = pa.Table.from_pylist(rows, schema=PART)
-        with pa.ipc.new_stream(sink, table.schema) as writer:
-            writer.write_table(schema.stamp(table, self._bundle.fingerprint))
-        return {"name": item["name"], "table": sink.getvalue().to_pybytes(), "count": len(names)}
+        table = schema.stamp(pa.Table.from_pylist(rows, schema=PART), self._bundle.fingerprint)
+        return {"name": item["name"], "table": pack(table), "count": len(names)}
 
 
 def part_row(line: int, name: str, smiles: str, reason: str | None) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Work in parts through Ray Data: each item a unit that is done once, or done again whole."""
 
+import io
 import logging
 import time
 import warnings
@@ -7,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 
@@ -15,6 +17,19 @@ from morphoray.errors import MorphorayError
 Item = dict[str, Any]
 # A unit that kills its process would otherwise be retried for ever.
 RETRIES = 3
+
+
+def pack(table: pa.Table) -> bytes:
+    """A table as bytes, so that an item holds it whole and with its schema."""
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def unpack(data: bytes) -> pa.Table:
+    """The table that `pack` was given."""
+    return pa.ipc.open_stream(data).read_all()
 
 
 @dataclass(frozen=True)

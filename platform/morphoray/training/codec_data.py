@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from morphoray.datasets.simulator.fields import draw_fields, random_batch, random_phenotype
+from morphoray.datasets.simulator.phenotype import Phenotype
 from morphoray.errors import DataError
 from morphoray.imaging.channels import MAPPINGS
 from morphoray.seeds import numpy_generator
@@ -18,25 +19,41 @@ Floats = npt.NDArray[np.float32]
 DIAMETERS = (14.0, 18.0, 22.0, 28.0)  # px of a nucleus; the texture banks are kept for each of them
 
 
-def draw_bank(count: int, seed: int, size: int = 256) -> list[Uint8]:
-    """`count` simulated fields (C, size, size) uint8 with random phenotypes and batch effects.
+@dataclass(frozen=True)
+class BankField:
+    """A simulated field (C, size, size) uint8 and what it was drawn from."""
+
+    channels: Uint8
+    phenotype: Phenotype
+    nucleus_diameter_px: float
+
+
+def draw_bank_fields(count: int, seed: int, size: int = 256) -> list[BankField]:
+    """`count` simulated fields with random phenotypes and batch effects.
 
     Two in three have six channels, one in three BBBC021's three; field i is a function of (seed, i).
     """
     fields = []
     for index in range(count):
         rng = numpy_generator("codec-bank", seed, index)
-        channels = 3 if index % 3 == 2 else 6
+        phenotype = random_phenotype(rng)
+        batch = random_batch(rng)
+        diameter = DIAMETERS[int(rng.integers(len(DIAMETERS)))]
         drawn = draw_fields(
-            [random_phenotype(rng)],
-            [random_batch(rng)],
+            [phenotype],
+            [batch],
             size,
-            channels,
+            3 if index % 3 == 2 else 6,
             keys=[("codec-bank", seed, index)],
-            nucleus_diameter_px=DIAMETERS[int(rng.integers(len(DIAMETERS)))],
+            nucleus_diameter_px=diameter,
         )
-        fields.append(drawn.images[0].astype(np.uint8, copy=False))
+        fields.append(BankField(drawn.images[0].astype(np.uint8, copy=False), phenotype, diameter))
     return fields
+
+
+def draw_bank(count: int, seed: int, size: int = 256) -> list[Uint8]:
+    """The channels of `draw_bank_fields`."""
+    return [field.channels for field in draw_bank_fields(count, seed, size)]
 
 
 def zoom_crop(field: Uint8, resolution: int, zoom: float, rng: np.random.Generator) -> Floats:

@@ -1,0 +1,126 @@
+"""Trains the tiny preset's shipped denoiser: simulated crops to latents to a diffusers folder with a card."""
+
+import json
+import logging
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from accelerate import Accelerator
+from pydantic import Field
+
+from morphoray.config import BundleConfig, Section, StorageConfig, TrainingConfig, apply_overrides, build
+from morphoray.diffusion.bundle import Bundle, new_bundle
+from morphoray.diffusion.codec import encode_posterior
+from morphoray.errors import ConfigError
+from morphoray.pipelines.checkpoints import Checkpoints
+from morphoray.pipelines.layout import storage_from
+from morphoray.seeds import fingerprint
+from morphoray.storage import absolute, is_remote, join
+from morphoray.training.codec_data import draw_bank_fields
+from morphoray.training.latents import LatentSet
+from morphoray.training.loop import Hooks, make_state, train
+from morphoray.training.start_data import WIDTH, start_crops
+from morphoray.training.state import TrainingState
+
+log = logging.getLogger(__name__)
+ENCODE_BATCH = 500
+
+
+class StartRun(Section):
+    """A start's training; everything it makes lies under the local folder `run_dir`."""
+
+    run_dir: str
+    seed: int = 0
+    bundle: BundleConfig = BundleConfig()
+    resolution: int = Field(64, ge=8, multiple_of=8)
+    fields: int = Field(1500, ge=6)  # simulated fields that crops are cut from
+    crops: int = Field(100_000, ge=1)
+    hidden: int = Field(256, ge=1)  # width of the projection from a crop's description to the token
+    dropout: float = Field(0.1, ge=0, le=1)  # share of the crops without a description
+    num_threads: int | None = Field(None, ge=1)
+    training: TrainingConfig = TrainingConfig()
+
+
+def parse_start_run(text: str, where: str, overrides: list[str] | None = None) -> StartRun:
+    """The run described by YAML `text`; ConfigError names wrong keys."""
+    values = yaml.safe_load(text)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where}: expected a mapping with run_dir, …; found {type(values).__name__}.")
+    return build(StartRun, apply_overrides(values, overrides or []), "")
+
+
+def run_start(config: StartRun) -> str:
+    """Train, or resume, and write run_dir/start with unet/, scheduler/ and card.json; returns that folder."""
+    root = absolute(config.run_dir)
+    if is_remote(root):
+        raise ConfigError(f"run_dir: found {config.run_dir}; a start is trained in a local folder.")
+    start = Path(root.removeprefix("file://")) / "start"
+    if (start / "card.json").is_file():
+        log.info("%s is finished already; nothing to do. Use another run_dir to train again.", start)
+        return str(start)
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    projection = {"kind": "mlp", "tokens": 1, "hidden": config.hidden}
+    bundle = new_bundle(config.bundle, config.resolution, WIDTH, projection, config.seed)
+    data = simulated_latents(bundle, config)
+    state = make_state(bundle, config.training)
+    settings = config.model_dump(mode="json", exclude={"run_dir", "num_threads"})
+    checkpoints = Checkpoints(
+        storage_from(StorageConfig()),
+        join(root, "checkpoints"),
+        fingerprint(settings),
+        config.training.keep_checkpoints,
+    )
+    checkpoints.restore(state)
+    precision = {"fp32": "no"}.get(config.training.precision, config.training.precision)
+    accelerator = Accelerator(cpu=True, mixed_precision=precision)
+    curve: list[dict[str, Any]] = []
+
+    def told(record: dict[str, Any]) -> None:
+        curve.append(record)
+        log.info("start %s", json.dumps({key: round(value, 5) for key, value in record.items()}))
+
+    hooks = Hooks(log=told, save=checkpoints.save, sample=lambda state: None)
+    train(bundle, data, config.training, config.seed, config.dropout, accelerator, state, hooks)
+    _write(bundle, state, start, settings, curve)
+    return str(start)
+
+
+def simulated_latents(bundle: Bundle, config: StartRun) -> LatentSet:
+    """Posteriors of `config.crops` simulated crops, each with a condition of its own."""
+    log.info("drawing %d fields and encoding %d crops", config.fields, config.crops)
+    crops = start_crops(
+        draw_bank_fields(config.fields, config.seed), config.crops, config.resolution, config.seed
+    )
+    means, stds, vectors = [], [], []
+    while part := list(islice(crops, ENCODE_BATCH)):
+        mean, std = encode_posterior(bundle.vae, np.stack([image for image, _ in part]), 64)
+        means.append(torch.from_numpy(mean).half())
+        stds.append(torch.from_numpy(std).half())
+        vectors += [vector for _, vector in part]
+    rows = torch.arange(len(vectors))
+    return LatentSet(torch.cat(means), torch.cat(stds), rows, torch.from_numpy(np.stack(vectors)))
+
+
+def _write(
+    bundle: Bundle, state: TrainingState, folder: Path, settings: dict[str, Any], curve: list[dict[str, Any]]
+) -> None:
+    """The averaged UNet in float16, the noise schedule, and the card, which marks the folder as finished."""
+    averaged = state.ema_weights()
+    unet = bundle.denoiser.unet
+    unet.load_state_dict({name.removeprefix("unet."): averaged[name] for name in averaged if "unet." in name})
+    unet.half().save_pretrained(folder / "unet", safe_serialization=True)
+    bundle.schedule.save_pretrained(folder / "scheduler")
+    card = {
+        "trained_on": "simulated crops with random phenotypes",
+        "parameters": sum(value.numel() for value in unet.parameters()),
+        "steps": state.step,
+        "images_seen": state.step * settings["training"]["batch_size"],
+        "config": settings,
+        "loss": [{"step": record["step"], "loss": round(record["loss"], 4)} for record in curve[-10:]],
+    }
+    (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n")

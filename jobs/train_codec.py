@@ -1,35 +1,13 @@
 """Train an autoencoder on simulated fields, or train or fine-tune one on your own images, from one config."""
 
-import argparse
-import logging
 import sys
 from pathlib import Path
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parents[1] / "platform")
-)  # a cluster has only what we depend on
+# A cluster has only what we depend on.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
-from morphoray.errors import MorphorayError
-
-
-def main() -> int:
-    """Read --config, train or resume, print where the vae folder is."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", required=True, help="YAML file, for one jobs/configs/codec_tiny.yaml")
-    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override a field")
-    parser.add_argument("--dry-run", action="store_true", help="print the complete configuration and stop")
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    from morphoray.pipelines.codec import parse_codec_run, run_codec
-
-    try:
-        config = parse_codec_run(Path(arguments.config).read_text(), arguments.config, arguments.set)
-        print(config.model_dump_json(indent=2) if arguments.dry_run else run_codec(config))
-    except (MorphorayError, FileNotFoundError) as error:
-        print(f"train_codec: {error}", file=sys.stderr)
-        return 1
-    return 0
-
+from morphoray.pipelines.codec import parse_codec_run, run_codec
+from morphoray.pipelines.entry import run_job
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_job(str(__doc__), parse_codec_run, run_codec))

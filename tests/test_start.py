@@ -11,6 +11,7 @@ from morphoray.config import SHIPPED, BundleConfig
 from morphoray.datasets.simulator.phenotype import PARAMETERS, Phenotype
 from morphoray.diffusion.bundle import new_bundle
 from morphoray.errors import ConfigError
+from morphoray.pipelines.entry import run_job
 from morphoray.pipelines.start import parse_start_run, run_start
 from morphoray.training.codec_data import BankField, draw_bank_fields
 from morphoray.training.start_data import WIDTH, phenotype_vector, start_crops
@@ -78,11 +79,12 @@ crops: 8
 resolution: 32
 training: {{max_steps: 2, batch_size: 4, checkpoint_every: 1}}
 """
-    start = Path(run_start(parse_start_run(text, "test")))
+    start = Path(run_start(parse_start_run(text, "test", [])))
     card = json.loads((start / "card.json").read_text())
     assert card["images_seen"] == 8 and card["parameters"] > 1e6
+    assert "8 images seen" in (start / "CARD.md").read_text()
     written = (start / "unet" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns
-    assert run_start(parse_start_run(text, "test")) == str(start)
+    assert run_start(parse_start_run(text, "test", [])) == str(start)
     assert (start / "unet" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns == written
     bundle = new_bundle(BundleConfig(preset="tiny", source=str(start)), 32, 9, MLP, 0)
     assert next(bundle.denoiser.unet.parameters()).dtype == torch.float32
@@ -90,4 +92,15 @@ training: {{max_steps: 2, batch_size: 4, checkpoint_every: 1}}
 
 def test_a_remote_run_dir_is_refused() -> None:
     with pytest.raises(ConfigError, match="trained in a local folder"):
-        run_start(parse_start_run("run_dir: s3://bucket/start", "test"))
+        run_start(parse_start_run("run_dir: s3://bucket/start", "test", []))
+
+
+def test_a_job_script_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "start.yaml"
+    file.write_text("{run_dir: x, training: {steps: 3}}")
+    assert run_job("text", parse_start_run, run_start, ["--config", str(file)]) == 1
+    assert "training.steps: unknown key" in capsys.readouterr().err
+    assert run_job("text", parse_start_run, run_start, ["--config", str(tmp_path / "none.yaml")]) == 1
+    file.write_text("run_dir: x")
+    assert run_job("text", parse_start_run, run_start, ["--config", str(file), "--dry-run"]) == 0
+    assert json.loads(capsys.readouterr().out)["run_dir"] == "x"

@@ -95,7 +95,7 @@ def generate(
     """Yield one uint8 image (channels, resolution, resolution) a request, in their order.
 
     Requests of different perturbations share batches. Across batch sizes an image may differ by rounding in
-    the last bits of a float, which `tests/test_generate.py` bounds at one grey level.
+    the last bits of a float, which `tests/test_diffusion.py` bounds at one grey level.
     """
     for start in range(0, len(requests), settings.batch_size):
         latents = sample_latents(bundle, requests[start : start + settings.batch_size], settings)

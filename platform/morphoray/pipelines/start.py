@@ -45,12 +45,12 @@ class StartRun(Section):
     training: TrainingConfig = TrainingConfig()
 
 
-def parse_start_run(text: str, where: str, overrides: list[str] | None = None) -> StartRun:
+def parse_start_run(text: str, where: str, overrides: list[str]) -> StartRun:
     """The run described by YAML `text`; ConfigError names wrong keys."""
     values = yaml.safe_load(text)
     if not isinstance(values, dict):
         raise ConfigError(f"{where}: expected a mapping with run_dir, …; found {type(values).__name__}.")
-    return build(StartRun, apply_overrides(values, overrides or []), "")
+    return build(StartRun, apply_overrides(values, overrides), "")
 
 
 def run_start(config: StartRun) -> str:
@@ -123,4 +123,24 @@ def _write(
         "config": settings,
         "loss": [{"step": record["step"], "loss": round(record["loss"], 4)} for record in curve[-10:]],
     }
+    (folder / "CARD.md").write_text(card_text(card))
     (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n")
+
+
+def card_text(card: dict[str, Any]) -> str:
+    """The card as Markdown."""
+    config, curve = card["config"], card["loss"]
+    training = config["training"]
+    loss = sum(point["loss"] for point in curve) / len(curve)
+    return f"""# A denoiser to start from
+
+UNet2DConditionModel (diffusers) of preset {config["bundle"]["preset"]}: {card["parameters"]:,} parameters,
+averaged weights in float16. `bundle: {{preset: tiny, source: shipped}}` starts a run from it, conditional or
+not; the projection of a crop's description to the condition token is not kept, since a run learns its own.
+
+Trained by `jobs/train_start.py` (seed {config["seed"]}) on {config["crops"]:,} simulated crops of
+{config["resolution"]} pixels, cut from {config["fields"]:,} fields with random phenotypes: three in five in
+RxRx1's colours at the fields' own scale, the others three channels as RGB at 1 to 2.2 times it.
+{card["steps"]:,} steps of {training["batch_size"]}, {card["images_seen"]:,} images seen; mean loss of the
+last {len(curve)} records {loss:.3f}. No real image was used. The settings are in `card.json`.
+"""

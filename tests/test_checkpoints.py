@@ -41,7 +41,7 @@ def test_a_snapshot_is_the_state_as_it_was(tmp_path: Path) -> None:
     state.step = 4
     checkpoints.write(snapshot)
     restored = state_at(0)
-    checkpoints.restore(restored, checkpoints.newest())
+    checkpoints.restore(restored)
     assert restored.step == 3
     assert all(torch.equal(each, torch.full_like(each, 3.0)) for each in restored.model.parameters())
 
@@ -49,7 +49,7 @@ def test_a_snapshot_is_the_state_as_it_was(tmp_path: Path) -> None:
 def test_the_marker_comes_last_and_older_ones_go_after_it(tmp_path: Path) -> None:
     checkpoints = checkpoints_in(str(tmp_path), keep=2)
     for step in (1, 2, 3):
-        checkpoints.write(checkpoints.snapshot(state_at(step)))
+        checkpoints.save(state_at(step))
     assert checkpoints.steps() == [2, 3]
     assert not (tmp_path / "step-00000001").exists()
     (tmp_path / "step-00000003" / "complete.json").unlink()  # killed before the marker
@@ -116,7 +116,7 @@ def test_a_save_to_s3_holds_the_step_for_the_copy_only(s3_env: LocalS3) -> None:
     checkpoints, state = checkpoints_in(uri), state_at(1, width=1250)
     assert not checkpoints.steps()  # connected from here on
     started = time.perf_counter()
-    checkpoints.write(checkpoints.snapshot(state))
+    checkpoints.save(state)
     whole = time.perf_counter() - started
     state.step = 2
     with Background() as background:

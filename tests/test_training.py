@@ -15,10 +15,10 @@ from morphoray import schema
 from morphoray.config import BundleConfig, TrainingConfig
 from morphoray.diffusion.bundle import Bundle, new_bundle
 from morphoray.errors import DataError, FingerprintError
-from morphoray.training.latents import LatentParts, Latents, LatentSet, MemoryLatents, Span
+from morphoray.training.latents import LatentParts, Latents, LatentSet, Span
 from morphoray.training.loop import Hooks, learning_rate, make_state, share, train
 from morphoray.training.state import TrainingState, load_state, take_snapshot
-from morphoray.training.windows import WindowLatents
+from morphoray.training.windows import Windows
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def config(**values: Any) -> TrainingConfig:
 
 
 def run(
-    bundle: Bundle, data: LatentSet | Latents, settings: TrainingConfig, **hooks: Any
+    bundle: Bundle, data: Latents, settings: TrainingConfig, **hooks: Any
 ) -> tuple[TrainingState, list[dict[str, Any]]]:
     state = hooks.pop("state", None) or make_state(bundle, settings)
     records: list[dict[str, Any]] = []
@@ -61,10 +61,8 @@ def run(
         log=records.append,
         save=hooks.get("save", lambda state: None),
         sample=hooks.get("sample", lambda state: None),
-        check=lambda: None,
     )
-    latents = MemoryLatents(data, 9) if isinstance(data, LatentSet) else data
-    train(bundle, latents, settings, 9, 0.2, Accelerator(cpu=True), state, told)
+    train(bundle, data, settings, 9, 0.2, Accelerator(cpu=True), state, told)
     return state, records
 
 
@@ -118,10 +116,9 @@ def test_bf16_trains_and_keeps_fp32_weights(fresh: Callable[[], Bundle], data: L
     settings = config(max_steps=2, precision="bf16")
     state = make_state(bundle, settings)
     records: list[dict[str, Any]] = []
-    hooks = Hooks(records.append, lambda state: None, lambda state: None, lambda: None)
+    hooks = Hooks(records.append, lambda state: None, lambda state: None)
     AcceleratorState._reset_state(reset_partial_state=True)  # one precision a process, as in a Ray worker
-    latents = MemoryLatents(data, 9)
-    train(bundle, latents, settings, 9, 0.0, Accelerator(cpu=True, mixed_precision="bf16"), state, hooks)
+    train(bundle, data, settings, 9, 0.0, Accelerator(cpu=True, mixed_precision="bf16"), state, hooks)
     AcceleratorState._reset_state(reset_partial_state=True)
     assert all(p.dtype == torch.float32 for p in state.model.parameters())
     assert np.isfinite(records[-1]["loss"])
@@ -157,8 +154,8 @@ def test_windows_resume_like_memory(fresh: Callable[[], Bundle], tmp_path: Path,
     tables = [latents_table(ids, 16) for ids in (["a", "b", "a"], ["b", "c"], ["c"] * 8)]
     vectors = {name: np.full(5, float(number)) for number, name in enumerate("abc")}
 
-    def data() -> WindowLatents:
-        return WindowLatents(parts_of(tables, vectors), 9, window)
+    def data() -> Windows:
+        return Windows(parts_of(tables, vectors), window)
 
     whole, _ = run(fresh(), data(), config())
 

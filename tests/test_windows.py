@@ -1,7 +1,6 @@
 """Training data larger than memory: the order by arithmetic, what is held, and what is read ahead."""
 
 import threading
-import time
 from collections import Counter
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 
 from morphoray.errors import DataError, StorageError
 from morphoray.training.latents import LatentParts
-from morphoray.training.windows import WindowLatents, WindowOrder, open_latents
+from morphoray.training.windows import WindowOrder, WindowReader, open_latents
 
 SIZES = (5, 0, 7, 3, 6)  # 21 rows; a part may have none of the training split
 
@@ -45,13 +44,18 @@ class Disk:
         return parts
 
 
-def names_of(data: WindowLatents, step: int, batch: int, slots: range) -> list[int]:
+def names_of(data: WindowReader, step: int, batch: int, slots: range) -> list[int]:
     return [int(value) for value in data.at(step, batch, slots).mean.flatten()]
+
+
+def held(data: WindowReader) -> int:
+    """How many rows are in memory once what is being read is there."""
+    return sum(len(window.result()) for window in data._windows.values())
 
 
 @pytest.mark.parametrize("window", [1, 4, 8, 21, 1000])
 def test_every_row_comes_once_an_epoch_and_in_another_order_in_the_next(window: int) -> None:
-    data = WindowLatents(Disk(SIZES).parts(), 3, window)
+    data = WindowReader(Disk(SIZES).parts(), 3, window)
     rows = [100 * part + row for part, size in enumerate(SIZES) for row in range(size)]
     epochs = [[names_of(data, 21 * epoch + step, 1, range(1))[0] for step in range(21)] for epoch in (0, 1)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == rows
@@ -62,16 +66,16 @@ def test_every_row_comes_once_an_epoch_and_in_another_order_in_the_next(window: 
 @pytest.mark.parametrize("workers", [2, 3])
 def test_the_order_depends_on_neither_workers_nor_the_place_of_resume(workers: int) -> None:
     batch = 8  # straddles windows of 5 and epochs of 21
-    one = WindowLatents(Disk(SIZES).parts(), 3, 5)
+    one = WindowReader(Disk(SIZES).parts(), 3, 5)
     whole = [names_of(one, step, batch, range(batch)) for step in range(12)]
     cuts = [range(number * batch // workers, (number + 1) * batch // workers) for number in range(workers)]
-    several = [WindowLatents(Disk(SIZES).parts(), 3, 5) for _ in cuts]
+    several = [WindowReader(Disk(SIZES).parts(), 3, 5) for _ in cuts]
     for step in range(12):
         parts = [names_of(data, step, batch, cut) for data, cut in zip(several, cuts, strict=True)]
         assert [value for part in parts for value in part] == whole[step]
-    resumed = WindowLatents(Disk(SIZES).parts(), 3, 5)
+    resumed = WindowReader(Disk(SIZES).parts(), 3, 5)
     assert names_of(resumed, 7, batch, range(batch)) == whole[7]
-    other = WindowLatents(Disk(SIZES).parts(), 4, 5)
+    other = WindowReader(Disk(SIZES).parts(), 4, 5)
     assert names_of(other, 0, batch, range(batch)) != whole[0]
 
 
@@ -90,22 +94,18 @@ def test_the_order_by_hand() -> None:
 def test_resuming_reads_two_windows_and_not_the_epoch_before() -> None:
     sizes = (4,) * 50
     disk = Disk(sizes)
-    data = WindowLatents(disk.parts(), 0, 8)
+    data = WindowReader(disk.parts(), 0, 8)
     data.at(45, 4, range(4))  # position 180 of 200: window 22
     data.at(45, 4, range(4))
-    deadline = time.monotonic() + 10
-    while sum(disk.reads.values()) < 4 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    held(data)
     assert sum(disk.reads.values()) == 4  # two parts for that window, two for the next
 
 
 def test_the_next_window_is_read_while_the_first_is_used() -> None:
     disk = Disk((4,) * 6)
-    data = WindowLatents(disk.parts(), 0, 8)
+    data = WindowReader(disk.parts(), 0, 8)
     data.at(0, 4, range(4))
-    deadline = time.monotonic() + 10
-    while sum(disk.reads.values()) < 4 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    held(data)
     disk.gate.clear()  # from here on storage does not answer
     data.at(1, 4, range(4))
     data.at(2, 4, range(4))  # the second window is there already
@@ -116,21 +116,18 @@ def test_the_next_window_is_read_while_the_first_is_used() -> None:
 def test_two_windows_are_held_whatever_the_size_of_the_set() -> None:
     side, rows = 32, 16
     disk = Disk((rows,) * 64, side)
-    data = WindowLatents(disk.parts(), 0, rows * 4)
-    held = []
+    data = WindowReader(disk.parts(), 0, rows * 4)
     for step in range(64):
         data.at(step, rows, range(rows))
-        done = [each.result() for each in data._windows.values() if each.done()]
-        held.append(sum(len(window) for window in done))
-    assert max(held) == 2 * 4 * rows  # of 1024
+        assert held(data) == 2 * 4 * rows  # of 1024
 
 
 def test_a_window_of_everything_and_no_window_have_the_same_rows() -> None:
-    window = open_latents(Disk(SIZES).parts(), 3, 1000)
-    memory = open_latents(Disk(SIZES).parts(), 3, None)
+    window = open_latents(Disk(SIZES).parts(), 1000)
+    memory = open_latents(Disk(SIZES).parts(), None)
     assert len(window) == len(memory) == 21
     assert window.shape == memory.shape == (1, 1, 1)
-    first, second = (data.at(0, 21, range(21)) for data in (window, memory))
+    first, second = (data.ordered(3).at(0, 21, range(21)) for data in (window, memory))
     assert sorted(first.mean.flatten().tolist()) == sorted(second.mean.flatten().tolist())
     for data in (first, second):
         wanted = [1.0 + value % 100 % 2 for value in data.mean.flatten().tolist()]
@@ -140,15 +137,13 @@ def test_a_window_of_everything_and_no_window_have_the_same_rows() -> None:
 def test_what_reading_raised_is_raised_at_the_step_that_needs_it() -> None:
     disk = Disk((4,) * 6)
     parts = disk.parts()
-    data = WindowLatents(parts, 0, 8)
+    data = WindowReader(parts, 0, 8)
     data.at(0, 4, range(4))
 
     def refused(part: int) -> pa.Table:
         raise StorageError("s3://b/part: no answer")
 
-    deadline = time.monotonic() + 10
-    while sum(disk.reads.values()) < 4 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    held(data)
     parts._read = refused
     data.at(2, 4, range(4))
     with pytest.raises(StorageError, match="no answer"):

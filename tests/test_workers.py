@@ -11,7 +11,7 @@ from morphoray.config import RunConfig, TrainingConfig
 from morphoray.errors import ConfigError, ResourceError
 from morphoray.pipelines.cluster import connected
 from morphoray.pipelines.run import run_encode, run_train
-from tinyrun import losses, make_codec, make_images, run_of, settings
+from tinyrun import losses, make_images, run_of, settings
 
 pytestmark = [
     pytest.mark.timeout(900),
@@ -26,10 +26,10 @@ RTOL = 1e-5
 
 
 @pytest.fixture(scope="module")
-def values(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+def values(tmp_path_factory: pytest.TempPathFactory, codec_folder: Path) -> Iterator[dict[str, Any]]:
     """A run's values whose latents are encoded, on a cluster that stays for the module."""
     folder = tmp_path_factory.mktemp("workers")
-    made = settings(folder / "run", make_images(folder / "images"), make_codec(folder / "vae"))
+    made = settings(folder / "run", make_images(folder / "images"), codec_folder)
     made["data_dir"] = str(folder / "data")
     made["perturbations"]["dropout"] = 0.2
     with connected():

@@ -1,4 +1,4 @@
-"""A real run that takes seconds: noisy images, an untrained codec, a tiny configuration, the command line."""
+"""A real run that takes seconds: noisy images, a tiny configuration, and the command line in a process."""
 
 from __future__ import annotations
 
@@ -16,17 +16,10 @@ import psutil
 import yaml
 
 from morphoray.config import RunConfig, parse
-from morphoray.diffusion.codec import CodecConfig, build_codec, save_codec
 from morphoray.imaging.png import encode_png
 
 ROOT = Path(__file__).parent.parent
 COMPOUNDS = ("dmso", "taxol")
-
-
-def make_codec(folder: Path) -> Path:
-    """An autoencoder of 16 × 16 images to 16 × 2 × 2 latents, in a new folder."""
-    save_codec(build_codec(CodecConfig(block_out_channels=(8, 8, 8, 16), norm_num_groups=8)), folder)
-    return folder
 
 
 def make_images(folder: Path, count: int = 12) -> Path:

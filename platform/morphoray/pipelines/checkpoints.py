@@ -45,12 +45,17 @@ class Checkpoints:
             self._storage.delete(join(self._at(step), MARKER))
             self._storage.delete(self._at(step), recursive=True)
 
+    def save(self, state: TrainingState) -> None:
+        """Write the state now."""
+        self.write(self.snapshot(state))
+
     def newest(self) -> int:
         """The step of the newest complete checkpoint, 0 when there is none."""
         return max(self.steps(), default=0)
 
-    def restore(self, state: TrainingState, step: int) -> None:
-        """Load the complete checkpoint of step `step` into `state`; 0 leaves it as it is."""
+    def restore(self, state: TrainingState, step: int | None = None) -> None:
+        """Load the checkpoint of step `step` (default: the newest) into `state`; 0 leaves it as it is."""
+        step = self.newest() if step is None else step
         if not step:
             return
         source = self._at(step)

@@ -41,4 +41,4 @@ def open_training_data(config: RunConfig, conditions: Conditions) -> "Latents":
         lambda part: read(uris[part], ["latent_mean", "latent_std"]),
         {name: conditions.vectors[name] for name in used},
     )
-    return open_latents(parts, config.seed, config.training.shuffle_window)
+    return open_latents(parts, config.training.shuffle_window)

@@ -17,6 +17,27 @@ from morphoray.errors import DataError
 READ_THREADS = 4  # parts in memory beside the rows that are being filled
 
 
+class Ordered(Protocol):
+    """Latents in the order of training."""
+
+    def at(self, step: int, batch_size: int, slots: range) -> "LatentSet":
+        """The samples at `slots` of step `step`'s global batch, a function of these and the seed alone."""
+
+
+class Latents(Protocol):
+    """What the training loop needs of its data, in memory or not."""
+
+    def __len__(self) -> int:
+        """How many latents there are."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one sample."""
+
+    def ordered(self, seed: int) -> Ordered:
+        """The latents in the order that `seed` gives them."""
+
+
 @dataclass(frozen=True)
 class LatentSet:
     """n posteriors and the perturbation of each.
@@ -38,6 +59,10 @@ class LatentSet:
         channels, height, width = self.mean.shape[1:]
         return channels, height, width
 
+    def ordered(self, seed: int) -> "Shuffled":
+        """These rows in a fresh seeded order every epoch."""
+        return Shuffled(self, seed)
+
     def take(self, indices: np.ndarray) -> "LatentSet":
         """The rows at `indices`, in that order."""
         index = torch.from_numpy(indices)
@@ -52,6 +77,17 @@ class LatentSet:
         return raw * scaling_factor, self.vectors[self.row[part]]
 
 
+class Shuffled:
+    """Rows in memory, each once an epoch by one permutation of all."""
+
+    def __init__(self, rows: LatentSet, seed: int) -> None:
+        self._rows, self._order = rows, DataOrder(seed, len(rows))
+
+    def at(self, step: int, batch_size: int, slots: range) -> LatentSet:
+        """The samples at `slots` of step `step`'s global batch."""
+        return self._rows.take(self._order.samples(step, batch_size, slots))
+
+
 def joined(pieces: Sequence[LatentSet]) -> LatentSet:
     """The rows of several sets that share their vectors, one after the other."""
     if len(pieces) == 1:
@@ -60,20 +96,6 @@ def joined(pieces: Sequence[LatentSet]) -> LatentSet:
         torch.cat([getattr(piece, name) for piece in pieces]) for name in ("mean", "std", "row")
     )
     return LatentSet(mean, std, row, pieces[0].vectors)
-
-
-class Latents(Protocol):
-    """What the training loop needs of its data, in memory or not."""
-
-    def __len__(self) -> int:
-        """How many latents there are."""
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one sample."""
-
-    def at(self, step: int, batch_size: int, slots: range) -> LatentSet:
-        """The samples at `slots` of step `step`'s global batch, a function of these and the seed alone."""
 
 
 class Span(NamedTuple):
@@ -141,18 +163,3 @@ class LatentParts:
         if unknown:
             raise DataError(f"latents name perturbations without a condition vector: {unknown[:5]}.")
         return [self._rows[name] for name in names]
-
-
-class MemoryLatents:
-    """All rows in memory, in a fresh seeded order every epoch."""
-
-    def __init__(self, rows: LatentSet, seed: int) -> None:
-        self._rows, self._order = rows, DataOrder(seed, len(rows))
-        self.shape = rows.shape
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def at(self, step: int, batch_size: int, slots: range) -> LatentSet:
-        """The samples at `slots` of step `step`'s global batch."""
-        return self._rows.take(self._order.samples(step, batch_size, slots))

@@ -33,7 +33,7 @@ class Hooks:
     log: Callable[[dict[str, Any]], None]
     save: Callable[[TrainingState], None]
     sample: Callable[[TrainingState], None]
-    check: Callable[[], None]
+    check: Callable[[], None] = lambda: None
 
 
 def share(total: range, count: int, number: int) -> range:
@@ -98,6 +98,7 @@ def train(
     state.scaler = accelerator.scaler
     schedule, factor = bundle.schedule, bundle.scaling_factor
     num_timesteps = int(schedule.config.num_train_timesteps)
+    ordered = data.ordered(seed)
     processes, accumulation = accelerator.num_processes, config.gradient_accumulation
     slots = share(range(config.batch_size), processes, accelerator.process_index)
     cuts = [share(range(len(slots)), accumulation, number) for number in range(accumulation)]
@@ -109,7 +110,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, state.step)
         noise = draw_noise(seed, state.step, slots, data.shape, num_timesteps, dropout)
-        chosen = data.at(state.step, config.batch_size, slots)
+        chosen = ordered.at(state.step, config.batch_size, slots)
         step_loss = torch.zeros((), device=accelerator.device)
         for part in parts:
             tensors = (

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
 
 from morphoray.seeds import numpy_generator
-from morphoray.training.latents import LatentParts, Latents, LatentSet, MemoryLatents, Span, joined
+from morphoray.training.latents import LatentParts, Latents, LatentSet, Span, joined
 
 
 class WindowOrder:
@@ -64,17 +65,13 @@ class WindowOrder:
         return spans
 
 
-class WindowLatents:
+class WindowReader:
     """Rows of two windows at most in memory: the one in use, and the next, read in a thread meanwhile."""
 
     def __init__(self, parts: LatentParts, seed: int, window: int) -> None:
         self._parts, self._order = parts, WindowOrder(seed, parts.sizes, window)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="latents")
         self._windows: dict[int, Future[LatentSet]] = {}
-        self.shape = parts.shape
-
-    def __len__(self) -> int:
-        return len(self._parts)
 
     def at(self, step: int, batch_size: int, slots: range) -> LatentSet:
         """The samples at `slots` of step `step`'s global batch. Raises what reading their window raised."""
@@ -93,9 +90,28 @@ class WindowLatents:
         return self._parts.load(self._order.spans(number))
 
 
-def open_latents(parts: LatentParts, seed: int, window: int | None) -> Latents:
+@dataclass(frozen=True)
+class Windows:
+    """Parts to be read in windows of `window` rows."""
+
+    parts: LatentParts
+    window: int
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one sample."""
+        return self.parts.shape
+
+    def ordered(self, seed: int) -> WindowReader:
+        """Each row once an epoch, shuffled inside windows."""
+        return WindowReader(self.parts, seed, self.window)
+
+
+def open_latents(parts: LatentParts, window: int | None) -> Latents:
     """The parts as training data: windows of `window` rows, or everything in memory for None."""
     if window is not None:
-        return WindowLatents(parts, seed, window)
-    everything = [Span(part, 0, size) for part, size in enumerate(parts.sizes) if size]
-    return MemoryLatents(parts.load(everything), seed)
+        return Windows(parts, window)
+    return parts.load([Span(part, 0, size) for part, size in enumerate(parts.sizes) if size])

@@ -6,11 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ray.exceptions import RayActorError
+from ray.train import WorkerGroupError
 
 from morphoray.config import RunConfig, TrainingConfig
 from morphoray.errors import ConfigError, ResourceError
 from morphoray.pipelines.cluster import connected
 from morphoray.pipelines.run import run_encode, run_train
+from morphoray.pipelines.train import lost_workers
 from tinyrun import losses, make_images, run_of, settings
 
 pytestmark = [
@@ -97,3 +100,12 @@ def test_numbers_of_workers_survive_the_stored_configuration() -> None:
     again = RunConfig.model_validate(RunConfig(run_dir="r", training=config).model_dump(mode="json")).training
     assert again == config
     assert TrainingConfig(num_workers=3).min_workers == TrainingConfig(num_workers=3).max_workers == 3
+
+
+def test_a_lost_worker_is_told_from_a_mistake_in_the_loop() -> None:
+    lost = RuntimeError("Traceback …\nRuntimeError: [gloo] Connection closed by peer [127.0.0.1]:1234")
+    both = WorkerGroupError("2 workers", {0: lost, 1: RayActorError()})
+    said = lost_workers(both)
+    assert said[0].startswith("RuntimeError: [gloo] Connection closed by peer")
+    assert said[1].startswith("The actor")
+    assert lost_workers(WorkerGroupError("1 worker", {0: KeyError("loss")})) == []

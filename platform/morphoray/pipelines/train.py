@@ -40,6 +40,9 @@ PLACEMENT = {
     "gradient_accumulation",
 }
 
+# What a worker raises when another is gone, which it may notice before Ray does.
+PEER_LOST = ("Connection closed by peer", "Connection reset by peer", "DistBackendError")
+
 
 @dataclass(frozen=True)
 class TrainSummary:
@@ -72,7 +75,6 @@ def train(config: RunConfig) -> TrainSummary:
 
     Raises FingerprintError for other settings, ResourceError for too small a cluster.
     """
-    from ray.exceptions import RayActorError
     from ray.train import FailureConfig
     from ray.train import RunConfig as RayRunConfig
 
@@ -102,8 +104,7 @@ def train(config: RunConfig) -> TrainSummary:
             cause = find_cause(error)
             if cause is not None:
                 raise cause from None
-            failures = getattr(error, "worker_failures", {}).values()
-            deaths = [str(failure) for failure in failures if isinstance(failure, RayActorError)]
+            deaths = lost_workers(error)
             if deaths:
                 raise _lost(deaths) from error
             raise
@@ -127,8 +128,22 @@ def _scaling(training: TrainingConfig) -> Any:
     )
 
 
+def lost_workers(error: Exception) -> list[str]:
+    """What Ray, or the workers that are left, say of a worker that is gone; empty for other errors."""
+    from ray.exceptions import RayActorError
+
+    deaths = []
+    for failure in getattr(error, "worker_failures", {}).values():
+        text = str(failure).strip()
+        if isinstance(failure, RayActorError):
+            deaths.append(" ".join(text.split()))
+        elif any(sign in text for sign in PEER_LOST):
+            deaths.append(text.splitlines()[-1])
+    return deaths
+
+
 def _lost(deaths: list[str]) -> MorphorayError:
-    reasons = "\n".join(f"  {' '.join(death.split())}" for death in deaths)
+    reasons = "\n".join(f"  {death}" for death in deaths)
     return MorphorayError(
         f"training stopped, since a worker's process ended:\n{reasons}\n"
         "Run the same command again: it goes on from the newest checkpoint. With training.max_failures above "

@@ -17,7 +17,6 @@ import pytest
 import yaml
 
 from morphoray import schema
-from morphoray.config import RunConfig, parse
 from morphoray.errors import BadFractionError, ConfigError, DataError, FingerprintError, ResourceError
 from morphoray.imaging.png import encode_png
 from morphoray.pipelines.cluster import Resources, connected, preflight
@@ -26,6 +25,7 @@ from morphoray.pipelines.generate import read_images
 from morphoray.pipelines.layout import layout_of, resolve
 from morphoray.pipelines.run import run_everything, run_generate, run_import, run_train
 from morphoray.storage import Storage
+from tinyrun import make_images, run_of, settings
 
 # Ray and torch leave sockets and warnings of their own behind.
 pytestmark = [
@@ -45,42 +45,7 @@ def ray_cluster() -> Iterator[None]:
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """An imagefolder of 12 noisy 20 × 20 images of two compounds on two plates."""
-    folder = tmp_path / "images" / "train"
-    folder.mkdir(parents=True)
-    lines = []
-    for number in range(12):
-        rng = np.random.default_rng(number)
-        (folder / f"{number}.png").write_bytes(encode_png(rng.integers(0, 256, (3, 20, 20), dtype=np.uint8)))
-        compound, plate = ("dmso", "taxol")[number % 2], f"p{number // 6}"
-        lines.append({"file_name": f"{number}.png", "additional_feature": compound, "plate": plate})
-    (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return folder.parent
-
-
-def settings(tmp_path: Path, images: Path, codec: Path, **training: Any) -> dict[str, Any]:
-    return {
-        "run_dir": str(tmp_path / "run"),
-        "dataset": {"name": "imagefolder", "source": str(images)},
-        "image": {"resolution": 16, "fit": "crop"},
-        "perturbations": {"encoder": "constant", "projection": "mlp", "hidden": 8},
-        "bundle": {"preset": "tiny", "vae": str(codec)},
-        "encode": {"sites_per_part": 4, "batch_size": 4},
-        "training": {
-            "max_steps": 4,
-            "batch_size": 4,
-            "learning_rate": 1e-3,
-            "checkpoint_every": 2,
-            "log_every": 1,
-            "sample_every": 4,
-        }
-        | training,
-        "generation": {"sampler": "ddim", "steps": 2, "n": 2, "batch_size": 4},
-    }
-
-
-def run_of(values: dict[str, Any], *overrides: str) -> RunConfig:
-    return parse(yaml.safe_dump(values), "test", overrides)
+    return make_images(tmp_path / "images")
 
 
 def latents_of(run: Path) -> Any:
@@ -91,7 +56,7 @@ def latents_of(run: Path) -> Any:
 def test_the_main_job_end_to_end_and_again(
     ray_cluster: None, tmp_path: Path, images: Path, codec_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = run_of(settings(tmp_path, images, codec_folder))
+    config = run_of(settings(tmp_path / "run", images, codec_folder))
     grid = run_everything(config)
     run = tmp_path / "run"
     parts, tables = latents_of(run)
@@ -122,7 +87,7 @@ def test_generated_images_survive_a_lost_part_unchanged(
     ray_cluster: None, tmp_path: Path, images: Path, codec_folder: Path
 ) -> None:
     config = run_of(
-        settings(tmp_path, images, codec_folder, max_steps=1),
+        settings(tmp_path / "run", images, codec_folder, max_steps=1),
         "generation.n=5",
         "generation.images_per_part=3",
     )
@@ -149,7 +114,7 @@ def test_generated_images_survive_a_lost_part_unchanged(
 def test_bad_images_are_quarantined_and_mended_ones_taken(
     ray_cluster: None, tmp_path: Path, images: Path, codec_folder: Path
 ) -> None:
-    values = settings(tmp_path, images, codec_folder)
+    values = settings(tmp_path / "run", images, codec_folder)
     good = (images / "train" / "3.png").read_bytes()
     (images / "train" / "3.png").write_bytes(good[:200])
     (images / "train" / "5.png").write_bytes(encode_png(np.zeros((3, 20, 20), np.uint8)))
@@ -179,7 +144,7 @@ def test_bad_images_are_quarantined_and_mended_ones_taken(
 def test_other_settings_are_refused_with_their_names(
     ray_cluster: None, tmp_path: Path, images: Path, codec_folder: Path
 ) -> None:
-    values = settings(tmp_path, images, codec_folder)
+    values = settings(tmp_path / "run", images, codec_folder)
     encode(run_import(run_of(values)))
     with pytest.raises(FingerprintError, match=r"views: stored \['identity', 'hflip'\], now \['identity'\]"):
         encode(run_import(run_of(values, "encode.views=[identity]")))
@@ -220,7 +185,9 @@ def start_training(config: Path, run: Path, log: Path) -> subprocess.Popen[bytes
 def test_training_killed_by_sigkill_ends_in_the_same_weights(
     tmp_path: Path, images: Path, codec_folder: Path
 ) -> None:
-    values = settings(tmp_path, images, codec_folder, max_steps=40, checkpoint_every=5, sample_every=None)
+    values = settings(
+        tmp_path / "run", images, codec_folder, max_steps=40, checkpoint_every=5, sample_every=None
+    )
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(values))
     log = tmp_path / "log"

@@ -15,9 +15,10 @@ from morphoray import schema
 from morphoray.config import BundleConfig, TrainingConfig
 from morphoray.diffusion.bundle import Bundle, new_bundle
 from morphoray.errors import DataError, FingerprintError
-from morphoray.training.latents import LatentSet, latent_set
-from morphoray.training.loop import Hooks, learning_rate, make_state, train
-from morphoray.training.state import TrainingState, load_state, save_state
+from morphoray.training.latents import LatentParts, Latents, LatentSet, Span
+from morphoray.training.loop import Hooks, learning_rate, make_state, share, train
+from morphoray.training.state import TrainingState, load_state, take_snapshot
+from morphoray.training.windows import Windows
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def config(**values: Any) -> TrainingConfig:
 
 
 def run(
-    bundle: Bundle, data: LatentSet, settings: TrainingConfig, **hooks: Any
+    bundle: Bundle, data: Latents, settings: TrainingConfig, **hooks: Any
 ) -> tuple[TrainingState, list[dict[str, Any]]]:
     state = hooks.pop("state", None) or make_state(bundle, settings)
     records: list[dict[str, Any]] = []
@@ -81,7 +82,7 @@ def test_a_run_that_stopped_ends_in_the_same_weights(
     whole, records = run(fresh(), data, config())
 
     def save_and_die(state: TrainingState) -> None:
-        save_state(state, tmp_path / "checkpoint", "f")
+        take_snapshot(state, "f").write(tmp_path / "checkpoint")
         raise KilledError
 
     with pytest.raises(KilledError):
@@ -140,7 +141,7 @@ def test_a_checkpoint_of_other_settings_or_in_pieces_is_refused(
     fresh: Callable[[], Bundle], tmp_path: Path
 ) -> None:
     state = make_state(fresh(), config())
-    save_state(state, tmp_path / "c", "one")
+    take_snapshot(state, "one").write(tmp_path / "c")
     with pytest.raises(FingerprintError, match=r"config\.yaml"):
         load_state(state, tmp_path / "c", "two")
     (tmp_path / "c" / "ema.safetensors").unlink()
@@ -148,8 +149,39 @@ def test_a_checkpoint_of_other_settings_or_in_pieces_is_refused(
         load_state(state, tmp_path / "c", "one")
 
 
-def latents_table(ids: list[str]) -> pa.Table:
-    values = np.arange(len(ids) * 4, dtype=np.float16).reshape(len(ids), 1, 2, 2)
+@pytest.mark.parametrize("window", [4, 50])
+def test_windows_resume_like_memory(fresh: Callable[[], Bundle], tmp_path: Path, window: int) -> None:
+    tables = [latents_table(ids, 16) for ids in (["a", "b", "a"], ["b", "c"], ["c"] * 8)]
+    vectors = {name: np.full(5, float(number)) for number, name in enumerate("abc")}
+
+    def data() -> Windows:
+        return Windows(parts_of(tables, vectors), window)
+
+    whole, _ = run(fresh(), data(), config())
+
+    def save_and_die(state: TrainingState) -> None:
+        take_snapshot(state, "f").write(tmp_path / "checkpoint")
+        raise KilledError
+
+    with pytest.raises(KilledError):
+        run(fresh(), data(), config(), save=save_and_die)
+    bundle = fresh()
+    state = make_state(bundle, config())
+    load_state(state, tmp_path / "checkpoint", "f")
+    resumed, _ = run(bundle, data(), config(), state=state)
+    assert same(whole, resumed)
+
+
+def test_uneven_micro_batches_are_one_batch(fresh: Callable[[], Bundle], data: LatentSet) -> None:
+    _, whole = run(fresh(), data, config(max_steps=3, log_every=1, batch_size=7))
+    _, parts = run(fresh(), data, config(max_steps=3, log_every=1, batch_size=7, gradient_accumulation=3))
+    np.testing.assert_allclose([r["loss"] for r in whole], [r["loss"] for r in parts], rtol=1e-4)
+    assert [list(share(range(7), 3, number)) for number in range(3)] == [[0, 1], [2, 3], [4, 5, 6]]
+
+
+def latents_table(ids: list[str], channels: int = 1) -> pa.Table:
+    size = channels * 4
+    values = np.arange(len(ids) * size, dtype=np.float16).reshape(len(ids), channels, 2, 2)
     tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(values)
     rows = [
         {
@@ -171,17 +203,22 @@ def latents_table(ids: list[str]) -> pa.Table:
     table = pa.Table.from_pylist(rows)
     for name in ("latent_mean", "latent_std"):
         table = table.append_column(name, tensors)
-    return schema.conform(table, schema.latents(1, 2, 2), "test")
+    return schema.conform(table, schema.latents(channels, 2, 2), "test")
+
+
+def parts_of(tables: list[pa.Table], vectors: dict[str, np.ndarray]) -> LatentParts:
+    return LatentParts([len(table) for table in tables], tables.__getitem__, vectors)
 
 
 def test_latents_join_their_vectors() -> None:
     vectors = {"b": np.array([2.0, 2.0]), "a": np.array([1.0, 1.0])}
-    joined = latent_set([latents_table(["a", "b"]), latents_table(["b"])], vectors)
-    latents, conditions = joined.sample(np.array([2, 0]), torch.ones(2, 1, 2, 2), 0.5)
+    parts = parts_of([latents_table(["a", "b"]), latents_table(["b"])], vectors)
+    rows = parts.load([Span(0, 0, 2), Span(1, 0, 1)]).take(np.array([2, 0]))
+    latents, conditions = rows.sample(slice(0, 2), torch.ones(2, 1, 2, 2), 0.5)
     assert conditions.tolist() == [[2.0, 2.0], [1.0, 1.0]]
     # (mean + 1 x std) x 0.5 = mean for mean = std: the rows' own values.
     assert latents[1].flatten().tolist() == [0.0, 1.0, 2.0, 3.0]
     with pytest.raises(DataError, match="without a condition vector"):
-        latent_set([latents_table(["c"])], vectors)
+        parts_of([latents_table(["c"])], vectors).load([Span(0, 0, 1)])
     with pytest.raises(DataError, match="no latents to train on"):
-        latent_set([latents_table(["a"]).slice(1)], vectors)
+        parts_of([latents_table(["a"]).slice(1)], vectors)

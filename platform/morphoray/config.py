@@ -110,7 +110,7 @@ class EncodeConfig(Section):
 
 
 class TrainingConfig(Section):
-    """The optimisation; batch_size is global, whatever the number of workers."""
+    """The optimisation; batch_size is global, whatever the number of workers, and need not divide by it."""
 
     mode: Literal["latents"] = "latents"
     max_steps: int = Field(1000, ge=1)
@@ -132,18 +132,32 @@ class TrainingConfig(Section):
     keep_checkpoints: int = Field(2, ge=1)
     log_every: int = Field(10, ge=1)
     sample_every: int | None = Field(None, ge=1)  # steps between sample grids; None: none
-    num_workers: int = Field(1, ge=1)
+    shuffle_window: int | None = Field(None, ge=1)  # latents; a worker holds two windows. None: all of them
+    num_workers: int | tuple[int, int] = 1  # [least, most]: as many as the cluster has room for, elastically
+    resize_every_s: float = Field(60, gt=0)  # how often an elastic run looks for room for another number
     use_gpu: bool = False
     cpus_per_worker: int = Field(1, ge=1)
-    max_failures: int = Field(0, ge=-1)
+    max_failures: int = Field(0, ge=-1)  # restarts from the newest checkpoint; preemptions do not count
+
+    @property
+    def min_workers(self) -> int:
+        """The fewest workers that the run starts with."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def max_workers(self) -> int:
+        """The most workers that the run uses."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
     @model_validator(mode="after")
-    def _divisible(self) -> "TrainingConfig":
-        share = self.num_workers * self.gradient_accumulation
-        if self.batch_size % share:
+    def _enough_for_every_worker(self) -> "TrainingConfig":
+        if not 1 <= self.min_workers <= self.max_workers:
+            raise ValueError(f"num_workers must be N or [least, most] of 1 or more, found {self.num_workers}")
+        pieces = self.max_workers * self.gradient_accumulation
+        if self.batch_size < pieces:
             raise ValueError(
-                f"batch_size {self.batch_size} is global and must be a multiple of "
-                f"num_workers x gradient_accumulation = {share}"
+                f"batch_size {self.batch_size} is global and must be at least "
+                f"num_workers x gradient_accumulation = {pieces}"
             )
         return self
 

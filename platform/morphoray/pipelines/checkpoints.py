@@ -1,11 +1,13 @@
 """Training checkpoints in local or S3 storage: written aside, their marker last, pruned after."""
 
-import shutil
 import tempfile
 from pathlib import Path
 
+from safetensors import SafetensorError
+
+from morphoray.errors import StorageError
 from morphoray.storage import Storage, is_remote, join
-from morphoray.training.state import TrainingState, load_state, save_state
+from morphoray.training.state import Snapshot, TrainingState, load_state, take_snapshot
 
 MARKER = "complete.json"
 
@@ -21,33 +23,47 @@ class Checkpoints:
         markers = self._storage.list_files(self._uri, suffix=MARKER, recursive=True)
         return sorted(int(uri.split("/")[-2].removeprefix("step-")) for uri in markers)
 
-    def save(self, state: TrainingState) -> None:
-        """Write the state; older ones beyond `keep` go once this one is complete."""
-        target = self._at(state.step)
+    def snapshot(self, state: TrainingState) -> Snapshot:
+        """A copy of the state, for `write`."""
+        return take_snapshot(state, self._fingerprint)
+
+    def write(self, snapshot: Snapshot) -> None:
+        """Write a state; older ones beyond `keep` go once this one is complete."""
+        target = self._at(snapshot.step)
         with tempfile.TemporaryDirectory() as scratch:
-            save_state(state, Path(scratch), self._fingerprint)
+            try:
+                snapshot.write(Path(scratch))
+            except (OSError, SafetensorError) as error:
+                raise StorageError(
+                    f"{scratch}: the checkpoint of step {snapshot.step} could not be written ({error}). "
+                    "Free space there, or set TMPDIR to a larger disk, then run the same command again."
+                ) from error
             self._storage.upload_dir(scratch, target)
-        self._storage.write_json(join(target, MARKER), {"step": state.step})
+        self._storage.write_json(join(target, MARKER), {"step": snapshot.step})
         for step in self.steps()[: -self._keep]:
             # The marker goes first, so that a half-deleted checkpoint is never taken for a whole one.
             self._storage.delete(join(self._at(step), MARKER))
             self._storage.delete(self._at(step), recursive=True)
 
-    def restore(self, state: TrainingState) -> int:
-        """Load the newest complete checkpoint into `state`; returns its step, 0 when there is none."""
-        steps = self.steps()
-        if not steps:
-            return 0
-        source = self._at(steps[-1])
+    def save(self, state: TrainingState) -> None:
+        """Write the state now."""
+        self.write(self.snapshot(state))
+
+    def newest(self) -> int:
+        """The step of the newest complete checkpoint, 0 when there is none."""
+        return max(self.steps(), default=0)
+
+    def restore(self, state: TrainingState, step: int | None = None) -> None:
+        """Load the checkpoint of step `step` (default: the newest) into `state`; 0 leaves it as it is."""
+        step = self.newest() if step is None else step
+        if not step:
+            return
+        source = self._at(step)
         if not is_remote(source):
             load_state(state, Path(source.removeprefix("file://")), self._fingerprint)
-            return steps[-1]
-        scratch = tempfile.mkdtemp()
-        try:
+            return
+        with tempfile.TemporaryDirectory() as scratch:
             load_state(state, self._storage.download_dir(source, scratch), self._fingerprint)
-        finally:
-            shutil.rmtree(scratch)
-        return steps[-1]
 
     def _at(self, step: int) -> str:
         return join(self._uri, f"step-{step:08d}")

@@ -34,11 +34,10 @@ def encode_resources(config: RunConfig) -> Resources:
 
 
 def train_resources(config: RunConfig) -> Resources:
-    """The training workers; they hold their data in memory, so no Ray Data tasks run beside them."""
+    """The fewest training workers; they read their data themselves, so no Ray Data tasks run beside them."""
     training = config.training
-    return Resources(
-        training.num_workers * training.cpus_per_worker, training.num_workers if training.use_gpu else 0
-    )
+    workers = training.min_workers
+    return Resources(workers * training.cpus_per_worker, workers if training.use_gpu else 0)
 
 
 def generate_resources(config: RunConfig) -> Resources:

@@ -3,6 +3,7 @@
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from morphoray.config import RunConfig
 from morphoray.diffusion.bundle import Bundle, save_bundle
 from morphoray.diffusion.generate import ImageRequest, SamplerSettings, generate
 from morphoray.imaging.png import encode_png, grid
+from morphoray.pipelines.background import Background
 from morphoray.pipelines.checkpoints import Checkpoints
 from morphoray.pipelines.conditions import Conditions
 from morphoray.pipelines.layout import layout_of, storage_from
@@ -30,11 +32,12 @@ class Recorder:
         bundle: Bundle,
         conditions: Conditions,
         checkpoints: Checkpoints,
+        background: Background,
         main: bool,
         resumed: int,
     ) -> None:
         self._config, self._bundle, self._conditions = config, bundle, conditions
-        self._checkpoints, self._main = checkpoints, main
+        self._checkpoints, self._background, self._main = checkpoints, background, main
         self._storage, self._layout = storage_from(config.storage), layout_of(config)
         self._metrics = self._layout.of("metrics.jsonl")
         self._written = time.monotonic()
@@ -73,21 +76,36 @@ class Recorder:
         self._records.append({key: record[key] for key in ("step", "loss", "learning_rate", "images_per_s")})
         for name in ("loss", "learning_rate", "images_per_s"):
             self._events.add_scalar(f"train/{name}", record[name], step)
-        if time.monotonic() - self._written > WRITE_EVERY_S:
-            self._flush()
+        if time.monotonic() - self._written > WRITE_EVERY_S and self._background.check():
+            self._background.start(self._records_writer())
 
-    def _flush(self) -> None:
+    def _records_writer(self) -> Callable[[], None]:
+        """What writes the records so far, whatever is added to them meanwhile."""
         text = "".join(json.dumps(record) + "\n" for record in self._records)
-        self._storage.write_text(self._metrics, text)
         self._events.flush()
         self._written = time.monotonic()
 
+        def write() -> None:
+            self._storage.write_text(self._metrics, text)
+            if is_remote(self._layout.root):
+                self._storage.upload_dir(self._events_folder, self._layout.of("tensorboard"))
+
+        return write
+
     def save(self, state: TrainingState) -> None:
-        """A checkpoint, and everything recorded so far."""
-        self._checkpoints.save(state)
-        self._flush()
-        if is_remote(self._layout.root):
-            self._storage.upload_dir(self._events_folder, self._layout.of("tensorboard"))
+        """Everything recorded so far and a checkpoint, in the background; waits for the one before."""
+        self._background.wait()  # before the copy: at most one is held
+        snapshot, write_records = self._checkpoints.snapshot(state), self._records_writer()
+
+        def write() -> None:
+            write_records()  # first: a checkpoint that counts has its records
+            self._checkpoints.write(snapshot)
+
+        self._background.start(write)
+
+    def check(self) -> None:
+        """Raise what a save raised that has ended since."""
+        self._background.check()
 
     def sample(self, state: TrainingState) -> None:
         """A grid of images from the averaged weights: a row a perturbation, to samples/step-….png."""
@@ -110,7 +128,8 @@ class Recorder:
         self._storage.write_bytes(self._layout.of("samples", f"step-{state.step:08d}.png"), png)
 
     def finish(self, state: TrainingState) -> None:
-        """Write the bundle, its manifest last."""
+        """Write the bundle, its manifest last, once the last checkpoint is complete."""
+        self._background.wait()
         self._events.close()
         batch = self._config.training.batch_size
         self._bundle.manifest["training"] |= {"steps": state.step, "images_seen": state.step * batch}

@@ -4,11 +4,9 @@ import json
 import tempfile
 import uuid
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow.compute as pc
-
-from morphoray.config import RunConfig, build
+from morphoray.config import RunConfig, TrainingConfig, build
 from morphoray.datasets import find_dataset
 from morphoray.errors import MorphorayError
 from morphoray.perturbations.base import from_rows
@@ -20,12 +18,17 @@ from morphoray.pipelines.encode import latents_settings
 from morphoray.pipelines.layout import claim, layout_of, storage_from
 from morphoray.pipelines.sites import read_sites
 from morphoray.pipelines.stream import find_cause
+from morphoray.pipelines.training_data import open_training_data
 from morphoray.seeds import fingerprint
 from morphoray.storage import Storage
+
+if TYPE_CHECKING:
+    from morphoray.diffusion.bundle import Bundle
 
 # Settings that say where and how often, and change no number: a run may be resumed with others.
 PLACEMENT = {
     "num_workers",
+    "resize_every_s",
     "use_gpu",
     "cpus_per_worker",
     "max_failures",
@@ -36,6 +39,9 @@ PLACEMENT = {
     "compile",
     "gradient_accumulation",
 }
+
+# What a worker raises when another is gone, which it may notice before Ray does.
+PEER_LOST = ("Connection closed by peer", "Connection reset by peer", "DistBackendError")
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,8 @@ def training_settings(config: RunConfig) -> dict[str, Any]:
     placement = set(PLACEMENT)
     if config.training.schedule == "constant":
         placement.add("max_steps")
+    if config.training.shuffle_window is None:  # the order of runs that were made before there were windows
+        placement.add("shuffle_window")
     return {
         "latents": fingerprint(latents_settings(config)),
         "perturbations": config.perturbations.model_dump(mode="json"),
@@ -67,7 +75,7 @@ def train(config: RunConfig) -> TrainSummary:
 
     Raises FingerprintError for other settings, ResourceError for too small a cluster.
     """
-    from ray.train import FailureConfig, ScalingConfig
+    from ray.train import FailureConfig
     from ray.train import RunConfig as RayRunConfig
 
     layout, storage = layout_of(config), storage_from(config.storage)
@@ -82,11 +90,7 @@ def train(config: RunConfig) -> TrainSummary:
         trainer = make_trainer(
             train_loop_per_worker=train_worker,
             train_loop_config={"config": config.model_dump(mode="json")},
-            scaling_config=ScalingConfig(
-                num_workers=training.num_workers,
-                use_gpu=training.use_gpu,
-                resources_per_worker={"CPU": training.cpus_per_worker, "GPU": int(training.use_gpu)},
-            ),
+            scaling_config=_scaling(training),
             # Checkpoints are ours, under run_dir; a fresh name keeps Ray from taking the run for finished.
             run_config=RayRunConfig(
                 name=f"morphoray-{uuid.uuid4().hex[:8]}",
@@ -100,6 +104,9 @@ def train(config: RunConfig) -> TrainSummary:
             cause = find_cause(error)
             if cause is not None:
                 raise cause from None
+            deaths = lost_workers(error)
+            if deaths:
+                raise _lost(deaths) from error
             raise
     finished = _finished(storage, config)
     if finished is None:
@@ -107,6 +114,41 @@ def train(config: RunConfig) -> TrainSummary:
             f"training ended, but {layout.bundle} is not complete. Run the same command again."
         )
     return TrainSummary(finished.bundle, finished.fingerprint, finished.steps, False)
+
+
+def _scaling(training: TrainingConfig) -> Any:
+    from ray.train import ScalingConfig
+
+    least, most = training.min_workers, training.max_workers
+    return ScalingConfig(
+        num_workers=most if least == most else (least, most),
+        elastic_resize_monitor_interval_s=training.resize_every_s,
+        use_gpu=training.use_gpu,
+        resources_per_worker={"CPU": training.cpus_per_worker, "GPU": int(training.use_gpu)},
+    )
+
+
+def lost_workers(error: Exception) -> list[str]:
+    """What Ray, or the workers that are left, say of a worker that is gone; empty for other errors."""
+    from ray.exceptions import RayActorError
+
+    deaths = []
+    for failure in getattr(error, "worker_failures", {}).values():
+        text = str(failure).strip()
+        if isinstance(failure, RayActorError):
+            deaths.append(" ".join(text.split()))
+        elif any(sign in text for sign in PEER_LOST):
+            deaths.append(text.splitlines()[-1])
+    return deaths
+
+
+def _lost(deaths: list[str]) -> MorphorayError:
+    reasons = "\n".join(f"  {death}" for death in deaths)
+    return MorphorayError(
+        f"training stopped, since a worker's process ended:\n{reasons}\n"
+        "Run the same command again: it goes on from the newest checkpoint. With training.max_failures above "
+        "0 Ray starts the workers again by itself."
+    )
 
 
 def _finished(storage: Storage, config: RunConfig) -> TrainSummary | None:
@@ -125,7 +167,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
     """What every Ray Train worker runs; rank 0 writes checkpoints, metrics, samples and the bundle."""
     from accelerate import Accelerator
 
-    from morphoray.diffusion.bundle import new_bundle
+    from morphoray.pipelines.background import Background
     from morphoray.pipelines.record import Recorder
     from morphoray.training.loop import Hooks, make_state
     from morphoray.training.loop import train as run_loop
@@ -136,6 +178,42 @@ def train_worker(arguments: dict[str, Any]) -> None:
     conditions = fit_conditions(config)
     precision = {"fp32": "no"}.get(training.precision, training.precision)
     accelerator = Accelerator(cpu=not training.use_gpu, mixed_precision=precision)
+    bundle = _fresh_bundle(config, conditions)
+    data = open_training_data(config, conditions)
+    state = make_state(bundle, training)
+    checkpoints = Checkpoints(
+        storage, layout.checkpoints, fingerprint(training_settings(config)), training.keep_checkpoints
+    )
+    main = accelerator.is_main_process
+    resumed = _agreed(checkpoints.newest() if main else 0)
+    checkpoints.restore(state, resumed)
+    with Background() as background:
+        recorder = Recorder(config, bundle, conditions, checkpoints, background, main, resumed)
+        if main:
+            parameters = sum(value.numel() for value in bundle.denoiser.parameters())
+            start = f"resuming at step {resumed}" if resumed else "starting"
+            print(
+                f"train: {len(data)} latents of {tuple(data.shape)}, {parameters / 1e6:.1f} M parameters, "
+                f"{accelerator.num_processes} workers; {start} of {training.max_steps}",
+                flush=True,
+            )
+        hooks = Hooks(recorder.log, recorder.save, recorder.sample, recorder.check)
+        dropout = config.perturbations.dropout
+        run_loop(bundle, data, training, config.seed, dropout, accelerator, state, hooks)
+        if main:
+            recorder.finish(state)
+
+
+def _agreed(step: int) -> int:
+    """The main process's step on every process: two that looked for checkpoints themselves could differ."""
+    from accelerate.utils import broadcast_object_list
+
+    return int(broadcast_object_list([step])[0])
+
+
+def _fresh_bundle(config: RunConfig, conditions: Conditions) -> "Bundle":
+    from morphoray.diffusion.bundle import new_bundle
+
     projection = {
         "kind": config.perturbations.projection,
         "tokens": config.perturbations.tokens,
@@ -145,48 +223,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
         local_bundle_config(config), config.image.resolution, conditions.width, projection, config.seed
     )
     bundle.manifest = manifest_of(config, conditions)
-    data = read_latents(config, conditions)
-    state = make_state(bundle, training)
-    checkpoints = Checkpoints(
-        storage, layout.checkpoints, fingerprint(training_settings(config)), training.keep_checkpoints
-    )
-    resumed = checkpoints.restore(state)
-    recorder = Recorder(config, bundle, conditions, checkpoints, accelerator.is_main_process, resumed)
-    if accelerator.is_main_process:
-        parameters = sum(value.numel() for value in bundle.denoiser.parameters())
-        start = f"resuming at step {resumed}" if resumed else "starting"
-        print(
-            f"train: {len(data)} latents of {tuple(data.shape)}, {len(data.vectors)} perturbations, "
-            f"{parameters / 1e6:.1f} M parameters, {accelerator.num_processes} workers; {start} of "
-            f"{training.max_steps}",
-            flush=True,
-        )
-    hooks = Hooks(log=recorder.log, save=recorder.save, sample=recorder.sample)
-    run_loop(bundle, data, training, config.seed, config.perturbations.dropout, accelerator, state, hooks)
-    if accelerator.is_main_process:
-        recorder.finish(state)
-
-
-def read_latents(config: RunConfig, conditions: Conditions) -> Any:
-    """The run's training latents as a LatentSet: split `train`, perturbations that have a vector."""
-    from morphoray.training.latents import latent_set
-
-    layout, storage = layout_of(config), storage_from(config.storage)
-    columns = ["perturbation_id", "split", "latent_mean", "latent_std"]
-    known = list(conditions.vectors)
-    tables = []
-    for uri in storage.list_files(layout.latents, suffix=".parquet"):
-        table = storage.read_table(uri, columns=columns)
-        keep = pc.and_(pc.equal(table["split"], "train"), pc.is_in(table["perturbation_id"], _set(known)))
-        tables.append(table.filter(keep))
-    used = {name for table in tables for name in table["perturbation_id"].unique().to_pylist()}
-    return latent_set(tables, {name: conditions.vectors[name] for name in used})
-
-
-def _set(values: list[str]) -> Any:
-    import pyarrow as pa
-
-    return pa.array(values, pa.string())
+    return bundle
 
 
 def manifest_of(config: RunConfig, conditions: Conditions) -> dict[str, Any]:

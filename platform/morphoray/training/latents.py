@@ -1,15 +1,41 @@
-"""The training set: LATENTS read into memory once, and condition vectors a row."""
+"""The training set: LATENTS parts joined with condition vectors, and their rows in memory."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
-from morphoray.diffusion.objective import StepNoise
+from morphoray.diffusion.objective import DataOrder
 from morphoray.errors import DataError
+
+READ_THREADS = 4  # parts in memory beside the rows that are being filled
+
+
+class Ordered(Protocol):
+    """Latents in the order of training."""
+
+    def at(self, step: int, batch_size: int, slots: range) -> "LatentSet":
+        """The samples at `slots` of step `step`'s global batch, a function of these and the seed alone."""
+
+
+class Latents(Protocol):
+    """What the training loop needs of its data, in memory or not."""
+
+    def __len__(self) -> int:
+        """How many latents there are."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one sample."""
+
+    def ordered(self, seed: int) -> Ordered:
+        """The latents in the order that `seed` gives them."""
 
 
 @dataclass(frozen=True)
@@ -33,48 +59,107 @@ class LatentSet:
         channels, height, width = self.mean.shape[1:]
         return channels, height, width
 
-    def sample(self, indices: np.ndarray, posterior: Tensor, scaling_factor: float) -> tuple[Tensor, Tensor]:
-        """Scaled latents (k, C, H, W) float32 drawn from the posteriors at `indices`, and their vectors.
+    def ordered(self, seed: int) -> "Shuffled":
+        """These rows in a fresh seeded order every epoch."""
+        return Shuffled(self, seed)
+
+    def take(self, indices: np.ndarray) -> "LatentSet":
+        """The rows at `indices`, in that order."""
+        index = torch.from_numpy(indices)
+        return LatentSet(self.mean[index], self.std[index], self.row[index], self.vectors)
+
+    def sample(self, part: slice, posterior: Tensor, scaling_factor: float) -> tuple[Tensor, Tensor]:
+        """Scaled latents (k, C, H, W) float32 drawn from the posteriors in `part`, and their vectors.
 
         posterior: standard normal (k, C, H, W).
         """
-        index = torch.from_numpy(indices)
-        raw = self.mean[index].float() + self.std[index].float() * posterior
-        return raw * scaling_factor, self.vectors[self.row[index]]
+        raw = self.mean[part].float() + self.std[part].float() * posterior
+        return raw * scaling_factor, self.vectors[self.row[part]]
 
 
-def latent_set(tables: Iterable[pa.Table], vectors: Mapping[str, np.ndarray]) -> LatentSet:
-    """Join LATENTS tables with condition vectors by perturbation_id.
+class Shuffled:
+    """Rows in memory, each once an epoch by one permutation of all."""
 
-    Rows of a perturbation without a vector raise DataError, since its caller has quarantined those.
+    def __init__(self, rows: LatentSet, seed: int) -> None:
+        self._rows, self._order = rows, DataOrder(seed, len(rows))
+
+    def at(self, step: int, batch_size: int, slots: range) -> LatentSet:
+        """The samples at `slots` of step `step`'s global batch."""
+        return self._rows.take(self._order.samples(step, batch_size, slots))
+
+
+def joined(pieces: Sequence[LatentSet]) -> LatentSet:
+    """The rows of several sets that share their vectors, one after the other."""
+    if len(pieces) == 1:
+        return pieces[0]
+    mean, std, row = (
+        torch.cat([getattr(piece, name) for piece in pieces]) for name in ("mean", "std", "row")
+    )
+    return LatentSet(mean, std, row, pieces[0].vectors)
+
+
+class Span(NamedTuple):
+    """Rows start to stop (exclusive) of one part."""
+
+    part: int
+    start: int
+    stop: int
+
+
+class LatentParts:
+    """Training rows in numbered parts that are read on demand.
+
+    sizes: rows of each part; read: a part's number to its rows, LATENTS columns perturbation_id, latent_mean
+    and latent_std; vectors: condition vectors (width,) by perturbation_id. Raises DataError for no rows.
     """
-    names = sorted(vectors)
-    index = {name: position for position, name in enumerate(names)}
-    means, stds, rows = [], [], []
-    for table in tables:
-        if not len(table):
-            continue
-        ids = table.column("perturbation_id").to_pylist()
-        unknown = sorted(set(ids) - index.keys())
+
+    def __init__(
+        self, sizes: Sequence[int], read: Callable[[int], pa.Table], vectors: Mapping[str, np.ndarray]
+    ) -> None:
+        if not sum(sizes):
+            raise DataError("found no latents to train on. Are the filters, or the splits, too narrow?")
+        self.sizes, self._read = tuple(sizes), read
+        names = sorted(vectors)
+        self._rows = {name: number for number, name in enumerate(names)}
+        self.vectors = torch.from_numpy(np.stack([vectors[name] for name in names]).astype(np.float32))
+        first = next(part for part, size in enumerate(self.sizes) if size)
+        kind = self._table(first).schema.field("latent_mean").type
+        self.shape: tuple[int, int, int] = tuple(kind.shape)
+
+    def __len__(self) -> int:
+        return sum(self.sizes)
+
+    def load(self, spans: Sequence[Span]) -> LatentSet:
+        """The spans' rows, one after the other, in memory that is taken once."""
+        ends = list(accumulate(span.stop - span.start for span in spans))
+        mean = torch.empty((ends[-1], *self.shape), dtype=torch.float16)
+        std = torch.empty_like(mean)
+        row = torch.empty(ends[-1], dtype=torch.int64)
+
+        def fill(span: Span, end: int) -> None:
+            place = slice(end - span.stop + span.start, end)
+            table = self._table(span.part)
+            for target, name in ((mean, "latent_mean"), (std, "latent_std")):
+                values = table.column(name).combine_chunks().to_numpy_ndarray()
+                target.numpy()[place] = values[span.start : span.stop]
+            names = table.column("perturbation_id").to_pylist()[span.start : span.stop]
+            row[place] = torch.tensor(self._numbers(names), dtype=torch.int64)
+
+        with ThreadPoolExecutor(READ_THREADS) as pool:
+            list(pool.map(fill, spans, ends))
+        return LatentSet(mean, std, row, self.vectors)
+
+    def _table(self, part: int) -> pa.Table:
+        table = self._read(part)
+        if len(table) != self.sizes[part]:
+            raise DataError(
+                f"part {part} of the latents has {len(table)} training rows, and had {self.sizes[part]} when "
+                "training started. Was it encoded again meanwhile? Run the same command again."
+            )
+        return table
+
+    def _numbers(self, names: Sequence[str]) -> list[int]:
+        unknown = sorted(set(names) - self._rows.keys())
         if unknown:
             raise DataError(f"latents name perturbations without a condition vector: {unknown[:5]}.")
-        means.append(torch.from_numpy(_tensor(table, "latent_mean")))
-        stds.append(torch.from_numpy(_tensor(table, "latent_std")))
-        rows.append(torch.tensor([index[name] for name in ids], dtype=torch.int64))
-    if not rows:
-        raise DataError("found no latents to train on. Are the filters, or the splits, too narrow?")
-    stacked = torch.from_numpy(np.stack([vectors[name] for name in names]).astype(np.float32))
-    return LatentSet(torch.cat(means), torch.cat(stds), torch.cat(rows), stacked)
-
-
-def _tensor(table: pa.Table, name: str) -> np.ndarray:
-    array: np.ndarray = table.column(name).combine_chunks().to_numpy_ndarray()
-    return np.array(array)  # Arrow's buffers are read-only, which torch warns about
-
-
-def batch(
-    data: LatentSet, indices: np.ndarray, noise: StepNoise, scaling_factor: float, part: slice
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """One micro-batch: scaled latents, vectors, noise, timesteps, drop, each cut to `part` of the slots."""
-    latents, vectors = data.sample(indices[part], noise.posterior[part], scaling_factor)
-    return latents, vectors, noise.noise[part], noise.timesteps[part], noise.drop[part]
+        return [self._rows[name] for name in names]

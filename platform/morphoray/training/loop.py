@@ -14,9 +14,9 @@ from torch import nn
 
 from morphoray.config import TrainingConfig
 from morphoray.diffusion.bundle import Bundle
-from morphoray.diffusion.objective import DataOrder, draw_noise, loss_weights, target, weighted_mse
+from morphoray.diffusion.objective import draw_noise, loss_weights, target, weighted_mse
 from morphoray.errors import DataError
-from morphoray.training.latents import LatentSet, batch
+from morphoray.training.latents import Latents
 from morphoray.training.state import TrainingState
 
 
@@ -27,11 +27,18 @@ class Hooks:
     log: one record of metrics, every log_every steps and at every checkpoint, on every process.
     save: the state, at checkpoint steps and at the last, on the main process only.
     sample: the state, at sample steps, on the main process only.
+    check: called at every step's end on the main process; raises what went wrong beside the loop.
     """
 
     log: Callable[[dict[str, Any]], None]
     save: Callable[[TrainingState], None]
     sample: Callable[[TrainingState], None]
+    check: Callable[[], None] = lambda: None
+
+
+def share(total: range, count: int, number: int) -> range:
+    """The `number`-th of `count` stretches of `total`, whose lengths differ by one at most."""
+    return total[number * len(total) // count : (number + 1) * len(total) // count]
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
@@ -72,7 +79,7 @@ def make_state(bundle: Bundle, config: TrainingConfig) -> TrainingState:
 
 def train(
     bundle: Bundle,
-    data: LatentSet,
+    data: Latents,
     config: TrainingConfig,
     seed: int,
     dropout: float,
@@ -82,7 +89,8 @@ def train(
 ) -> None:
     """Train from state.step to config.max_steps.
 
-    Every process draws its own slots of each global batch, so the numbers don't depend on how many there are.
+    Every process draws its own slots of each global batch, so the numbers don't depend on how many there
+    are; a batch that doesn't divide by their number is cut into stretches that differ by one.
     Raises DataError when the loss is not finite, with the step to look at.
     """
     model, optimizer = accelerator.prepare(state.model, state.optimizer)
@@ -90,11 +98,11 @@ def train(
     state.scaler = accelerator.scaler
     schedule, factor = bundle.schedule, bundle.scaling_factor
     num_timesteps = int(schedule.config.num_train_timesteps)
-    order = DataOrder(seed, len(data))
-    share = config.batch_size // accelerator.num_processes
-    slots = range(accelerator.process_index * share, (accelerator.process_index + 1) * share)
-    micro = share // config.gradient_accumulation
-    parts = [slice(start, start + micro) for start in range(0, share, micro)]
+    ordered = data.ordered(seed)
+    processes, accumulation = accelerator.num_processes, config.gradient_accumulation
+    slots = share(range(config.batch_size), processes, accelerator.process_index)
+    cuts = [share(range(len(slots)), accumulation, number) for number in range(accumulation)]
+    parts = [slice(cut.start, cut.stop) for cut in cuts]
     forward = torch.compile(model) if config.compile else model
     model.train()
     started, since, losses = time.perf_counter(), state.step, []
@@ -102,18 +110,23 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, state.step)
         noise = draw_noise(seed, state.step, slots, data.shape, num_timesteps, dropout)
-        indices = order.samples(state.step, config.batch_size, slots)
+        chosen = ordered.at(state.step, config.batch_size, slots)
         step_loss = torch.zeros((), device=accelerator.device)
         for part in parts:
-            tensors = batch(data, indices, noise, factor, part)
+            tensors = (
+                *chosen.sample(part, noise.posterior[part], factor),
+                *(noise.noise[part], noise.timesteps[part], noise.drop[part]),
+            )
             latents, vectors, epsilon, timesteps, drop = (tensor.to(accelerator.device) for tensor in tensors)
+            # Processes' gradients are averaged: weighed so, every slot counts 1 / batch_size however it lies.
+            weight = len(latents) * processes / config.batch_size
             noisy = schedule.add_noise(latents, epsilon, timesteps)
             wanted = target(schedule, latents, epsilon, timesteps)
             weights = loss_weights(schedule, timesteps, config.min_snr_gamma)
             with nullcontext() if part is parts[-1] else accelerator.no_sync(model):
                 with accelerator.autocast():
                     prediction = forward(noisy, timesteps, vectors, drop)
-                loss = weighted_mse(prediction, wanted, weights) / len(parts)
+                loss = weighted_mse(prediction, wanted, weights) * weight
                 accelerator.backward(loss)
             step_loss += loss.detach()
         if config.max_grad_norm is not None:
@@ -149,3 +162,4 @@ def train(
                 hooks.save(state)
             if config.sample_every and (state.step % config.sample_every == 0 or finished):
                 hooks.sample(state)
+            hooks.check()

@@ -36,19 +36,34 @@ class TrainingState:
         return {name: averaged.get(name, value) for name, value in self.model.state_dict().items()}
 
 
-def save_state(state: TrainingState, folder: Path, fingerprint: str) -> None:
-    """Write the state into `folder`, which is made; the optimizer's moments go by parameter number."""
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.detach().cpu().contiguous() for name, value in state.model.state_dict().items()}
-    save_file(weights, folder / "model.safetensors")
-    shadow = {str(i): value.detach().cpu().contiguous() for i, value in enumerate(state.ema.shadow_params)}
-    save_file(shadow, folder / "ema.safetensors")
+@dataclass(frozen=True)
+class Snapshot:
+    """The full state as it was at one step, on the CPU: training may go on while it is written."""
+
+    step: int
+    tensors: dict[str, dict[str, Tensor]]  # by file name; the optimizer's moments go by parameter number
+    told: dict[str, Any]
+
+    def write(self, folder: Path) -> None:
+        """Write safetensors and state.json into `folder`, which is made."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, tensors in self.tensors.items():
+            save_file(tensors, folder / name)
+        (folder / STATE).write_text(json.dumps(self.told, indent=2))
+
+
+def take_snapshot(state: TrainingState, fingerprint: str) -> Snapshot:
+    """A copy of the state, marked as made by the settings `fingerprint`; takes its size in host memory."""
     moments = {
-        f"{number}.{name}": value.detach().cpu().contiguous()
+        f"{number}.{name}": value
         for number, values in state.optimizer.state_dict()["state"].items()
         for name, value in values.items()
     }
-    save_file(moments, folder / "optimizer.safetensors")
+    files = {
+        "model.safetensors": state.model.state_dict(),
+        "ema.safetensors": {str(number): value for number, value in enumerate(state.ema.shadow_params)},
+        "optimizer.safetensors": moments,
+    }
     told = {
         "step": state.step,
         "fingerprint": fingerprint,
@@ -56,7 +71,11 @@ def save_state(state: TrainingState, folder: Path, fingerprint: str) -> None:
         "scaler": state.scaler.state_dict() if state.scaler is not None else None,
         "torch": torch.__version__,
     }
-    (folder / STATE).write_text(json.dumps(told, indent=2))
+    copies = {
+        file: {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
+        for file, tensors in files.items()
+    }
+    return Snapshot(state.step, copies, told)
 
 
 def load_state(state: TrainingState, folder: Path, fingerprint: str) -> None:

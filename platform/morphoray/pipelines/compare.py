@@ -3,6 +3,7 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,8 @@ def real_images(
         found = [images for images in pool.map(read, [rows[i] for i in order[:needed]]) if images is not None]
     if not found:
         raise DataError(f"{perturbation_id}: none of its real images can be read.")
-    return np.concatenate(found)[:most]
+    # The first crop of every site, then the second: images that are shown side by side are of other cells.
+    return np.stack(found, axis=1).reshape(-1, *found[0].shape[1:])[:most]
 
 
 def collect(
@@ -156,6 +158,7 @@ def run_details(config: RunConfig) -> dict[str, str]:
     generation = config.generation
     return {
         "preset": config.bundle.preset,
+        "start": Path(config.bundle.source).name if config.bundle.source else "fresh weights",
         "image": f"{config.image.resolution} × {config.image.resolution} pixels",
         "sampler": f"{generation.sampler}, {generation.steps} steps, guidance {generation.guidance_scale:g}",
         "configuration": fingerprint(json.loads(config.model_dump_json(exclude={"run_dir", "data_dir"}))),

@@ -139,7 +139,8 @@ def _report(
     )
     statement = (
         "All images called real here are simulated: cells drawn by morphoray's own simulator, "
-        "whose phenotypes are a known function of each compound. They say nothing about these drugs."
+        "whose phenotypes are a known function of each compound. They say nothing about these drugs. Both "
+        "models start from the package's denoiser, which learnt from simulated crops of random phenotypes."
     )
     title = "MorphoDiff on simulated Cell Painting fields"
     return report_runs(configs, images, facts, title, "demo", statement, f"{root}/report")

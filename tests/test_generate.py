@@ -1,0 +1,56 @@
+"""An image is its own: the same from one or two actors and in any batch, but for rounding."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from morphoray.config import GenerationConfig, StorageConfig
+from morphoray.imaging.png import decode_png
+from morphoray.pipelines.cluster import connected
+from morphoray.pipelines.generate import generate_images, known_perturbations, read_images, read_manifest
+from morphoray.storage import Storage
+
+pytestmark = [
+    pytest.mark.timeout(900),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[None]:
+    with connected():
+        yield
+
+
+def images(bundle: Path, out: Path, **options: int | float) -> tuple[list[tuple[str, int]], np.ndarray]:
+    """(perturbation_id, index) and the images (N, 3, R, R) int16 of a run with these options."""
+    items = known_perturbations(read_manifest(Storage(), str(bundle)))
+    common = {"n": 6, "steps": 6, "images_per_part": 5, "cpus_per_actor": 0.5}
+    generation = GenerationConfig(**{**common, **options})
+    generate_images(str(bundle), items, str(out), generation, 3, StorageConfig())
+    table = read_images(Storage(), str(out))
+    names = list(zip(table["perturbation_id"].to_pylist(), table["index"].to_pylist(), strict=True))
+    return names, np.stack([decode_png(data) for data in table["image"].to_pylist()]).astype(np.int16)
+
+
+def test_actors_batches_and_parts_change_no_image(
+    ray_cluster: None, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    names, first = images(tiny_bundle, tmp_path / "one", num_actors=1, batch_size=5)
+    assert len(set(names)) == len(names) == 42
+    same_batches = images(tiny_bundle, tmp_path / "two", num_actors=2, batch_size=5)
+    assert same_batches[0] == names
+    assert np.array_equal(same_batches[1], first)  # who samples a part changes nothing
+    for number, options in enumerate(({"batch_size": 1}, {"batch_size": 3, "images_per_part": 11})):
+        others, other = images(tiny_bundle, tmp_path / f"batch-{number}", num_actors=2, **options)
+        assert others == names
+        apart = np.abs(other - first)
+        share = np.mean(apart.max(axis=1) > 0)
+        print(f"{options}: {100 * share:.3f} % of the pixels differ, by {apart.max()} grey levels at most")
+        assert apart.max() <= 1
+        assert share < 0.01

@@ -63,3 +63,12 @@ def codec_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = CodecConfig(latent_channels=16, block_out_channels=(8, 8, 8, 16), norm_num_groups=8)
     save_codec(build_codec(config), folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[None]:
+    """A local Ray cluster for one test module."""
+    from morphoray.pipelines.cluster import connected
+
+    with connected():
+        yield

@@ -9,32 +9,19 @@ from types import ModuleType
 
 import pytest
 
-from morphoray.pipelines.cluster import connected
+from tinyrun import REAL_RAY
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "jobs" / "benchmarks"
 SCRIPTS = sorted(path for path in FOLDER.glob("*.py") if not path.name.startswith("_"))
 
-# Ray and torch leave sockets and warnings of their own behind.
-pytestmark = [
-    pytest.mark.timeout(900),  # a cluster's start alone can take a minute on a busy machine
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-]
+pytestmark = REAL_RAY
 
 
 @pytest.fixture
 def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Scripts import each other as they do when one of them is started."""
     monkeypatch.syspath_prepend(str(FOLDER))
-
-
-@pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[None]:
-    with connected():
-        yield
 
 
 def module(name: str) -> ModuleType:

@@ -1,30 +1,16 @@
 """An image is its own: the same from one or two actors and in any batch, but for rounding."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from morphoray.config import GenerationConfig, StorageConfig
 from morphoray.imaging.png import decode_png
-from morphoray.pipelines.cluster import connected
 from morphoray.pipelines.generate import generate_images, known_perturbations, read_images, read_manifest
 from morphoray.storage import Storage
+from tinyrun import REAL_RAY
 
-pytestmark = [
-    pytest.mark.timeout(900),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-]
-
-
-@pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[None]:
-    with connected():
-        yield
+pytestmark = REAL_RAY
 
 
 def images(bundle: Path, out: Path, **options: int | float) -> tuple[list[tuple[str, int]], np.ndarray]:

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +18,15 @@ import yaml
 from morphoray import schema
 from morphoray.errors import BadFractionError, ConfigError, DataError, FingerprintError, ResourceError
 from morphoray.imaging.png import encode_png
-from morphoray.pipelines.cluster import Resources, connected, preflight
+from morphoray.pipelines.cluster import Resources, preflight
 from morphoray.pipelines.encode import encode
 from morphoray.pipelines.generate import read_images
 from morphoray.pipelines.layout import layout_of, resolve
 from morphoray.pipelines.run import run_everything, run_generate, run_import, run_train
 from morphoray.storage import Storage
-from tinyrun import make_images, run_of, settings
+from tinyrun import REAL_RAY, make_images, run_of, settings
 
-# Ray and torch leave sockets and warnings of their own behind.
-pytestmark = [
-    pytest.mark.timeout(900),  # a cluster's start alone can take a minute on a busy machine
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-]
-
-
-@pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[None]:
-    with connected():
-        yield
+pytestmark = REAL_RAY
 
 
 @pytest.fixture

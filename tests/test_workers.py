@@ -14,15 +14,9 @@ from morphoray.errors import ConfigError, ResourceError
 from morphoray.pipelines.cluster import connected
 from morphoray.pipelines.run import run_encode, run_train
 from morphoray.pipelines.train import lost_workers
-from tinyrun import losses, make_images, run_of, settings
+from tinyrun import REAL_RAY, losses, make_images, run_of, settings
 
-pytestmark = [
-    pytest.mark.timeout(900),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-]
+pytestmark = REAL_RAY
 
 # Sums in another order, and Adam's division by small second moments, part the runs by rounding alone.
 RTOL = 1e-5

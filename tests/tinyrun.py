@@ -13,12 +13,21 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pytest
 import yaml
 
 from morphoray.config import RunConfig, parse
 from morphoray.imaging.png import encode_png
 
 ROOT = Path(__file__).parent.parent
+# Ray and torch leave sockets and warnings of their own behind.
+REAL_RAY = [
+    pytest.mark.timeout(900),  # a cluster's start alone can take a minute on a busy machine
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
 COMPOUNDS = ("dmso", "taxol")
 
 

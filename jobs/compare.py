@@ -31,9 +31,7 @@ def compare(paths: dict[str, str], out: str, experiments: list[str]) -> str:
             generate_images(bundle, items, images[method], config.generation, config.seed, config.storage)
     first = configs[CONDITIONAL]
     training = read_manifest(storage_from(first.storage), layout_of(first).bundle)["training"]
-    facts = RunFacts(
-        steps=training["steps"], images_seen=training["images_seen"], seconds=0, details=run_details(first)
-    )
+    facts = RunFacts(steps=training["steps"], images_seen=training["images_seen"], details=run_details(first))
     where = ", ".join(experiments) if experiments else "the experiments trained on"
     statement = f"Real images: {first.dataset.name} from {first.dataset.source}, {where}."
     return report_runs(

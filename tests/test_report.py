@@ -222,6 +222,7 @@ def test_figure(value: float | None, text: str) -> None:
 
 def test_duration() -> None:
     assert [duration(seconds) for seconds in (41.7, 462, 11_100)] == ["42 s", "7 min 42 s", "3 h 5 min"]
+    assert duration(None) == "–"
 
 
 def test_ticks_and_smoothing() -> None:

@@ -47,7 +47,7 @@ class RunFacts:
 
     steps: int
     images_seen: int
-    seconds: float
+    seconds: float | None = None  # wall time; None: not measured
     machine_gflops: float | None = None
     outlook: str = ""
     details: Mapping[str, str] = field(default_factory=dict)
@@ -171,8 +171,10 @@ def figure(value: float | None) -> str:
     return f"{rounded:,.{min(digits, 4)}f}".replace("-", "−")
 
 
-def duration(seconds: float) -> str:
-    """'42 s', '7 min 42 s' or '3 h 5 min'."""
+def duration(seconds: float | None) -> str:
+    """'42 s', '7 min 42 s' or '3 h 5 min'; a dash for None."""
+    if seconds is None:
+        return "–"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

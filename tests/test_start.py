@@ -86,6 +86,9 @@ training: {{max_steps: 2, batch_size: 4, checkpoint_every: 1}}
     written = (start / "unet" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns
     assert run_start(parse_start_run(text, "test", [])) == str(start)
     assert (start / "unet" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns == written
+    (start / "card.json").unlink()  # stopped after the last checkpoint, before the card
+    run_start(parse_start_run(text, "test", []))
+    assert "not recorded" in (start / "CARD.md").read_text()
     bundle = new_bundle(BundleConfig(preset="tiny", source=str(start)), 32, 9, MLP, 0)
     assert next(bundle.denoiser.unet.parameters()).dtype == torch.float32
 

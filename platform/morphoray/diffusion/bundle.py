@@ -67,8 +67,9 @@ def vae_folder(config: BundleConfig) -> Path | None:
     if config.vae:
         return Path(config.vae)
     own = shipped_codec() if get_preset(config.preset).vae is None else None
-    if config.source and config.source != SHIPPED and (own is None or (Path(config.source) / "vae").is_dir()):
-        return Path(config.source) / "vae"
+    source = source_folder(config)
+    if source is not None and (own is None or (source / "vae").is_dir()):
+        return source / "vae"
     return own
 
 

@@ -134,7 +134,8 @@ def card_text(card: dict[str, Any]) -> str:
     """The card as Markdown."""
     config, curve = card["config"], card["loss"]
     training = config["training"]
-    loss = sum(point["loss"] for point in curve) / len(curve)
+    # A run that was stopped after its last checkpoint has no records of this call.
+    loss = f"{sum(point['loss'] for point in curve) / len(curve):.3f}" if curve else "not recorded"
     return f"""# A denoiser to start from
 
 UNet2DConditionModel (diffusers) of preset {config["bundle"]["preset"]}: {card["parameters"]:,} parameters,
@@ -145,5 +146,5 @@ Trained by `jobs/train_start.py` (seed {config["seed"]}) on {config["crops"]:,} 
 {config["resolution"]} pixels, cut from {config["fields"]:,} fields with random phenotypes: three in five in
 RxRx1's colours at the fields' own scale, the others three channels as RGB at 1 to 2.2 times it.
 {card["steps"]:,} steps of {training["batch_size"]}, {card["images_seen"]:,} images seen; mean loss of the
-last {len(curve)} records {loss:.3f}. No real image was used. The settings are in `card.json`.
+last {len(curve)} records {loss}. No real image was used. The settings are in `card.json`.
 """

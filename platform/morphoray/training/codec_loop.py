@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -22,13 +23,14 @@ from torch import nn
 from morphoray.diffusion.codec import normalise_latents, to_model_range
 from morphoray.diffusion.codec_losses import (
     PatchDiscriminator,
+    StatisticsLoss,
     feature_matching,
     hinge_discriminator,
     posterior_divergence,
     spectrum_loss,
 )
 from morphoray.errors import FingerprintError
-from morphoray.seeds import derive_seed, fingerprint
+from morphoray.seeds import derive_seed, fingerprint, numpy_generator
 
 log = logging.getLogger(__name__)
 Batches = Callable[[int, int], npt.NDArray[np.uint8]]  # (seed, step) -> uint8 (B, K, H, W)
@@ -54,6 +56,11 @@ class CodecTraining(BaseModel):
     spectrum_weight: float = Field(default=0.1, ge=0)
     adversarial_weight: float = Field(default=0.5, ge=0)  # share of the other terms' gradient at the image
     feature_weight: float = Field(default=0.0, ge=0)
+    statistics_weight: float = Field(default=0.0, ge=0)  # likewise a share; of activations' statistics
+    statistics_crop: int = Field(default=40, ge=16)  # side of the cut-out that they are taken of, pixels
+    latent_noise: float = Field(
+        default=0.0, ge=0
+    )  # typical noise of the decoder's input, in latent deviations
     texture_from: int = Field(default=500, ge=0)  # the step from which spectrum and discriminator count
     texture_ramp: int = Field(default=200, ge=1)  # steps over which their weights then grow
     checkpoint_every: int = Field(default=500, ge=1)
@@ -103,12 +110,16 @@ def learning_rate(training: CodecTraining, step: int) -> float:
 
 
 def _image_gradient(
-    state: CodecState, training: CodecTraining, images: torch.Tensor, reconstructions: torch.Tensor
+    state: CodecState,
+    training: CodecTraining,
+    images: torch.Tensor,
+    reconstructions: torch.Tensor,
+    statistics: StatisticsLoss | None,
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Gradient of all image losses at the reconstructions, and the losses.
 
-    The adversarial gradient is rescaled to adversarial_weight times the norm of the others' (the idea of
-    Esser et al. 2021, equation 7, taken at the image instead of the last layer: no second backward pass).
+    Those of statistics and discriminator are rescaled to their weight times the norm of the others' (the idea
+    of Esser et al. 2021, equation 7, taken at the image instead of the last layer: no second backward pass).
     """
     leaf = reconstructions.detach().requires_grad_()
     pixel = F.l1_loss(leaf, images)
@@ -122,21 +133,72 @@ def _image_gradient(
         terms = terms + ramp * training.spectrum_weight * spectrum
         losses["spectrum"] = spectrum.item()
     (gradient,) = torch.autograd.grad(terms, leaf)
-    if not (textured and training.adversarial_weight):
-        return gradient, losses
+    pulls = []
+    if textured and statistics is not None:
+        window = _window(training, state.step, images)
+        term = statistics(leaf[window], images[window])
+        losses["statistics"] = term.item()
+        pulls.append((training.statistics_weight, torch.autograd.grad(term, leaf)[0]))
+    if textured and training.adversarial_weight:
+        term = _adversarial(state, training, leaf, images)
+        losses["adversarial"] = term.item()
+        pulls.append((training.adversarial_weight, torch.autograd.grad(term, leaf)[0]))
+    norm = gradient.norm()
+    for weight, pull in pulls:
+        gradient = gradient + ramp * weight * norm / (pull.norm() + 1e-12) * pull
+    return gradient, losses
+
+
+def _adversarial(
+    state: CodecState, training: CodecTraining, leaf: torch.Tensor, images: torch.Tensor
+) -> torch.Tensor:
     features = state.discriminator.features(leaf)
-    adversarial = -state.discriminator.head(features[-1]).mean()
-    losses["adversarial"] = adversarial.item()
+    adversarial: torch.Tensor = -state.discriminator.head(features[-1]).mean()
     if training.feature_weight:
         with torch.no_grad():
             real = state.discriminator.features(images)
         adversarial = adversarial + training.feature_weight * feature_matching(features, real)
-    (pull,) = torch.autograd.grad(adversarial, leaf)
-    weight = ramp * training.adversarial_weight * gradient.norm() / (pull.norm() + 1e-12)
-    return gradient + weight * pull, losses
+    return adversarial
 
 
-def train_step(state: CodecState, training: CodecTraining, batch: npt.NDArray[np.uint8]) -> dict[str, float]:
+def _window(training: CodecTraining, step: int, images: torch.Tensor) -> tuple[slice, slice, slice, slice]:
+    """Where the statistics of a step are taken: the same square of every image."""
+    generator = numpy_generator("statistics", training.seed, step)
+    sides = [min(training.statistics_crop, length) for length in images.shape[2:]]
+    corner = [
+        int(generator.integers(length - side + 1))
+        for length, side in zip(images.shape[2:], sides, strict=True)
+    ]
+    rows, columns = (slice(start, start + side) for start, side in zip(corner, sides, strict=True))
+    return slice(None), slice(None), rows, columns
+
+
+def _decoder_input(
+    posterior: DiagonalGaussianDistribution, training: CodecTraining, step: int
+) -> torch.Tensor:
+    """Draws from the posterior, and with latent_noise as unsure as a denoiser's output is.
+
+    Each image's noise has its own deviation, |N(0, 1)| x latent_noise x that of its latents (as Zheng et al.
+    2025 draw it for representation autoencoders): the decoder learns to paint from imprecise latents.
+    """
+    mean = posterior.mean
+    generator = torch.Generator().manual_seed(derive_seed(training.seed, "posterior", step))
+    latents: torch.Tensor = mean + posterior.std * torch.randn(mean.shape, generator=generator).to(
+        mean.device
+    )
+    if training.latent_noise:
+        sigma = training.latent_noise * torch.randn((len(mean), 1, 1, 1), generator=generator).abs()
+        noise = (sigma * torch.randn(mean.shape, generator=generator)).to(mean.device)
+        latents = latents + noise * mean.detach().std(dim=(1, 2, 3), keepdim=True)
+    return latents
+
+
+def train_step(
+    state: CodecState,
+    training: CodecTraining,
+    batch: npt.NDArray[np.uint8],
+    statistics: StatisticsLoss | None = None,
+) -> dict[str, float]:
     """One step on uint8 images (B, K, H, W); returns its losses (pixel errors in the -1..1 range)."""
     device = state.codec.device
     images = to_model_range(torch.from_numpy(batch).to(device)).contiguous(memory_format=torch.channels_last)
@@ -145,11 +207,9 @@ def train_step(state: CodecState, training: CodecTraining, batch: npt.NDArray[np
     state.optimizer.param_groups[0]["lr"] = learning_rate(training, state.step)
     with torch.set_grad_enabled(training.trainable == "all"):
         posterior = state.codec.encode(images).latent_dist
-    generator = torch.Generator().manual_seed(derive_seed(training.seed, "posterior", state.step))
-    noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
-    reconstructions = state.codec.decode(posterior.mean + posterior.std * noise).sample
+    reconstructions = state.codec.decode(_decoder_input(posterior, training, state.step)).sample
     divergence = posterior_divergence(posterior.mean, posterior.logvar)
-    gradient, losses = _image_gradient(state, training, images, reconstructions)
+    gradient, losses = _image_gradient(state, training, images, reconstructions, statistics)
     if training.trainable == "all":
         weight = torch.as_tensor(training.kl_weight, device=device)
         torch.autograd.backward([reconstructions, divergence], [gradient, weight])
@@ -236,6 +296,7 @@ def train_codec(
     data: dict[str, Any] | None = None,
     stop_at: int | None = None,
     checkpointed: Callable[[Path], None] = lambda checkpoint: None,
+    statistics: StatisticsLoss | None = None,
 ) -> AutoencoderKL:
     """Train, or resume from `folder`, up to max_steps (or `stop_at`); returns the averaged codec.
 
@@ -256,7 +317,7 @@ def train_codec(
     last = min(training.max_steps, stop_at or training.max_steps)
     started, since, sums = time.monotonic(), state.step, dict[str, float]()
     while state.step < last:
-        losses = train_step(state, training, batches(training.seed, state.step))
+        losses = train_step(state, training, batches(training.seed, state.step), statistics)
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + value
         if state.step % training.log_every == 0:

@@ -18,7 +18,7 @@ import yaml
 from morphoray import schema
 from morphoray.errors import BadFractionError, ConfigError, DataError, FingerprintError, ResourceError
 from morphoray.imaging.png import encode_png
-from morphoray.pipelines.cluster import Resources, preflight
+from morphoray.pipelines.cluster import Resources, misfit, preflight, room
 from morphoray.pipelines.encode import encode
 from morphoray.pipelines.generate import read_images
 from morphoray.pipelines.layout import layout_of, resolve
@@ -140,7 +140,33 @@ def test_other_settings_are_refused_with_their_names(
 
 def test_preflight_says_what_is_missing(ray_cluster: None) -> None:
     with pytest.raises(ResourceError, match="needs 1000 CPUs and 0 GPUs, the cluster has"):
-        preflight("train", Resources(1000))
+        preflight("train", Resources(1, 1000))
+
+
+@pytest.mark.parametrize(
+    ("needs", "nodes", "fit"),
+    [
+        (Resources(2, 4), [(2, 0)] * 4, 0),  # 8 CPUs of 8, and no node has 4
+        (Resources(3, 4), [(8, 0), (7, 0)], 3),  # 2 + 1
+        (Resources(4, 1, 1), [(8, 0), (2, 4)], 2),  # the GPUs' node has 2 CPUs only
+        (Resources(2, 1.5, task_cpus=1), [(2, 0), (2, 0)], 1),  # the tasks would find half a CPU and half
+        (Resources(1, 0.5, task_cpus=1), [(1, 0), (1, 0)], 1),
+        (Resources(3, 0.1), [(0.3, 0)], 3),  # 0.3 / 0.1 is below 3 in floating point
+        (Resources(1, 1), [], 0),
+    ],
+)
+def test_what_fits_is_counted_node_by_node(
+    needs: Resources, nodes: list[tuple[float, float]], fit: int
+) -> None:
+    assert min(room(nodes, needs), needs.count) == fit
+    assert (misfit(needs, nodes) is None) == (fit == needs.count)
+
+
+def test_a_worker_that_fits_no_node_is_told_with_the_sizes_of_the_nodes() -> None:
+    told = misfit(Resources(2, 4), [(3, 0), (3, 0), (2, 1)])
+    assert told is not None
+    assert "needs 2 times 4 CPUs and 0 GPUs, each on one node" in told
+    assert "2 of 3 and 0, 1 of 2 and 1: room for 0. Ray would wait for ever. Add larger nodes" in told
 
 
 def test_unknown_names_list_the_known_ones(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import ray
 
@@ -107,23 +106,6 @@ def use_threads(cpus: float) -> None:
     import torch
 
     torch.set_num_threads(max(1, math.ceil(cpus)))
-
-
-def make_trainer(**arguments: Any) -> Any:
-    """A TorchTrainer; without the guard that asks the dashboard every second, where there is none.
-
-    The guard frees a placement group that a dead controller leaves behind, and a cluster without a dashboard
-    is the one in this process, which dies with it.
-    """
-    from ray.train.torch import TorchTrainer
-
-    class LocalTrainer(TorchTrainer):  # type: ignore[misc]
-        def _create_default_callbacks(self) -> list[Any]:
-            callbacks = super()._create_default_callbacks()
-            return [each for each in callbacks if type(each).__name__ != "PlacementGroupCleanerCallback"]
-
-    has_dashboard = bool(ray._private.worker.get_dashboard_url())
-    return (TorchTrainer if has_dashboard else LocalTrainer)(**arguments)
 
 
 def node_sizes() -> list[tuple[float, float]]:

@@ -101,19 +101,16 @@ def _finished(storage: Storage, config: RunConfig) -> TrainSummary | None:
 
 def train_worker(arguments: dict[str, Any]) -> None:
     """What every Ray Train worker runs; rank 0 writes checkpoints, metrics, samples and the bundle."""
-    from accelerate import Accelerator
-
     from morphoray.pipelines.background import Background
     from morphoray.pipelines.record import Recorder
-    from morphoray.training.loop import Hooks, make_state
+    from morphoray.training.loop import Hooks, make_accelerator, make_state
     from morphoray.training.loop import train as run_loop
 
     config = build(RunConfig, arguments["config"], "")
     layout, storage = layout_of(config), storage_from(config.storage)
     training = config.training
     conditions = fit_conditions(config)
-    precision = {"fp32": "no"}.get(training.precision, training.precision)
-    accelerator = Accelerator(cpu=not training.use_gpu, mixed_precision=precision)
+    accelerator = make_accelerator(training)
     bundle = _fresh_bundle(config, conditions)
     data = open_training_data(config, conditions)
     state = make_state(bundle, training)

@@ -8,7 +8,6 @@ from morphoray.config import RunConfig, build
 from morphoray.datasets import find_dataset
 from morphoray.errors import MorphorayError
 from morphoray.perturbations.base import from_rows
-from morphoray.pipelines.checkpoints import Checkpoints
 from morphoray.pipelines.cluster import preflight, train_resources
 from morphoray.pipelines.codecs import local_bundle_config
 from morphoray.pipelines.conditions import Conditions, fit_conditions
@@ -102,6 +101,7 @@ def _finished(storage: Storage, config: RunConfig) -> TrainSummary | None:
 def train_worker(arguments: dict[str, Any]) -> None:
     """What every Ray Train worker runs; rank 0 writes checkpoints, metrics, samples and the bundle."""
     from morphoray.pipelines.background import Background
+    from morphoray.pipelines.checkpoints import Checkpoints
     from morphoray.pipelines.record import Recorder
     from morphoray.training.loop import Hooks, make_accelerator, make_state
     from morphoray.training.loop import train as run_loop

@@ -4,9 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +21,7 @@ from morphoray.pipelines.generate import read_images
 from morphoray.pipelines.layout import layout_of, resolve
 from morphoray.pipelines.run import run_everything, run_generate, run_import, run_train
 from morphoray.storage import Storage
-from tinyrun import REAL_RAY, make_images, run_of, settings
+from tinyrun import REAL_RAY, make_images, run_of, settings, start, weights
 
 pytestmark = REAL_RAY
 
@@ -180,20 +177,6 @@ def test_unknown_names_list_the_known_ones(tmp_path: Path) -> None:
             resolve(run_of(values, override))
 
 
-def start_training(config: Path, run: Path, log: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "morphoray", "train", str(config), "--set", f"run_dir={run}"]
-    environment = os.environ | {"PYTHONPATH": "platform", "PYTHONUNBUFFERED": "1"}
-    with log.open("ab") as file:
-        return subprocess.Popen(
-            command,
-            stdout=file,
-            stderr=file,
-            env=environment,
-            start_new_session=True,
-            cwd=Path(__file__).parent.parent,
-        )
-
-
 def test_training_killed_by_sigkill_ends_in_the_same_weights(
     tmp_path: Path, images: Path, codec_folder: Path
 ) -> None:
@@ -202,27 +185,16 @@ def test_training_killed_by_sigkill_ends_in_the_same_weights(
     )
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(values))
-    log = tmp_path / "log"
-    whole = start_training(config, tmp_path / "whole", log)
-    assert whole.wait(200) == 0, log.read_text()
-
-    victim = start_training(config, tmp_path / "killed", log)
-    checkpoints = tmp_path / "killed" / "checkpoints"
-    deadline = time.monotonic() + 150
-    while not list(checkpoints.glob("step-*/complete.json")):
-        assert victim.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.05)
-    os.killpg(victim.pid, signal.SIGKILL)
-    victim.wait()
-    assert not (tmp_path / "killed" / "bundle" / "morphoray.json").exists()
-    log.write_text("")
-    again = start_training(config, tmp_path / "killed", log)
-    assert again.wait(200) == 0, log.read_text()
-    assert re.search(r"resuming at step \d+ of 40", log.read_text())
-    for name in ("unet", "unet_ema"):
-        weights = Path("bundle", name, "diffusion_pytorch_model.safetensors")
-        assert (tmp_path / "whole" / weights).read_bytes() == (tmp_path / "killed" / weights).read_bytes()
+    log, run = tmp_path / "log", tmp_path / "killed"
+    with start("train", config, tmp_path / "whole", log) as whole:
+        whole.succeed()
+    with start("train", config, run, log) as victim:
+        victim.until(lambda: list((run / "checkpoints").glob("step-*/complete.json")))
+        os.killpg(victim.process.pid, signal.SIGKILL)
+    assert not (run / "bundle" / "morphoray.json").exists()
+    with start("train", config, run, log) as again:
+        assert re.search(r"resuming at step \d+ of 40", again.succeed())
+    assert weights(run / "bundle") == weights(tmp_path / "whole" / "bundle")
 
 
 def test_a_missing_bundle_is_said(tmp_path: Path) -> None:

@@ -13,13 +13,21 @@ import pytest
 import yaml
 
 from morphoray import schema
-from morphoray.errors import BadFractionError, ConfigError, DataError, FingerprintError, ResourceError
+from morphoray.errors import (
+    BadFractionError,
+    ConfigError,
+    DataError,
+    FingerprintError,
+    MorphorayError,
+    ResourceError,
+)
 from morphoray.imaging.png import encode_png
 from morphoray.pipelines.cluster import Resources, misfit, preflight, room
 from morphoray.pipelines.encode import encode
 from morphoray.pipelines.generate import read_images
 from morphoray.pipelines.layout import layout_of, resolve
 from morphoray.pipelines.run import run_everything, run_generate, run_import, run_train
+from morphoray.pipelines.stream import RETRIES, Item, Stage, stream
 from morphoray.storage import Storage
 from tinyrun import REAL_RAY, make_images, run_of, settings, start, weights
 
@@ -164,6 +172,21 @@ def test_a_worker_that_fits_no_node_is_told_with_the_sizes_of_the_nodes() -> Non
     assert told is not None
     assert "needs 2 times 4 CPUs and 0 GPUs, each on one node" in told
     assert "2 of 3 and 0, 1 of 2 and 1: room for 0. Ray would wait for ever. Add larger nodes" in told
+
+
+def test_an_item_that_kills_its_process_is_not_tried_for_ever(ray_cluster: None, tmp_path: Path) -> None:
+    class Deadly:  # in here, since Ray's workers can't import this module
+        def __call__(self, item: Item) -> Item:
+            with (tmp_path / "tried").open("a") as file:
+                file.write(f"{item['number']}\n")
+            if item["number"] == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return item
+
+    items = [{"number": number} for number in range(3)]
+    with pytest.raises(MorphorayError, match=r"starting it again did not help: .*run the same command again"):
+        list(stream(items, [Stage(Deadly, num_actors=1, cpus=0.5)]))
+    assert (tmp_path / "tried").read_text().split().count("1") == 1 + RETRIES
 
 
 def test_unknown_names_list_the_known_ones(tmp_path: Path) -> None:

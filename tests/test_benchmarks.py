@@ -77,6 +77,17 @@ def test_memory(benchmarks: None, tmp_path: Path) -> None:
     assert 0 < peaks.actor_mib < peaks.all_mib
 
 
+def test_sd(benchmarks: None, tmp_path: Path) -> None:
+    from morphoray.config import BundleConfig
+
+    sd, tiny = module("sd"), BundleConfig(preset="tiny")
+    for figures in (sd.sample(tiny, 64), sd.training_step(tiny, 64, None)):
+        assert 0 < figures.floor_gib < figures.anonymous_gib <= figures.all_gib
+        assert figures.seconds > 0
+    spilled = sd.training_step(tiny, 64, str(tmp_path))
+    assert {path.stat().st_size for path in tmp_path.iterdir()} == {4 * spilled.parameters}
+
+
 def test_startup(benchmarks: None, tmp_path: Path) -> None:
     startup = module("startup")
     folder = startup.prepare(tmp_path)

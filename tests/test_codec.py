@@ -22,13 +22,13 @@ from morphoray.diffusion.codec import (
     reconstruct,
     save_codec,
     scale_latents,
-    shipped_codec,
     to_model_range,
     to_uint8,
     widen_channels,
 )
 from morphoray.diffusion.codec_losses import StatisticsLoss, log_spectra, posterior_divergence, spectrum_loss
 from morphoray.diffusion.codec_start import linear_start
+from morphoray.diffusion.sources import shipped_codec
 from morphoray.errors import ConfigError, DataError, FingerprintError
 from morphoray.evaluation.networks import activations, efficientnet
 from morphoray.imaging.png import encode_png

@@ -113,6 +113,13 @@ print(*sys.modules)
     assert loaded & heavy == set()
 
 
+def test_the_driver_of_a_run_loads_no_torch_before_it_trains() -> None:
+    """Torch and diffusers are most of a start's imports, and of the memory of a task that reads files."""
+    loaded = python("import sys, morphoray.pipelines.run; print(*sys.modules)").split()
+    assert {"ray.data", "morphoray.pipelines.train"} <= set(loaded)
+    assert {"torch", "diffusers", "accelerate", "ray.train", "scipy", "rdkit"} & set(loaded) == set()
+
+
 def test_platform_folder_shadows_nothing() -> None:
     assert not (ROOT / "platform/__init__.py").exists()
     code = "import platform; print(platform.system(), platform.__file__)"

@@ -10,7 +10,7 @@ import yaml
 
 from morphoray.storage import Storage
 from s3server import LocalS3
-from tinyrun import Command, make_images, settings
+from tinyrun import Command, make_images, settings, start
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 OUTAGE_S = 60.0
@@ -32,10 +32,9 @@ def config(s3_server_own: LocalS3, codec_folder: Path, tmp_path: Path) -> Path:
     return path
 
 
-def start(config: Path, stage: str, run: str = "s3://own/run") -> Command:
+def run_stage(stage: str, config: Path, run_dir: str = "s3://own/run") -> Command:
     """The stage, its log beside the config."""
-    log = config.with_name(f"{stage}.log")
-    return Command(log, stage, config, "--set", f"run_dir={run}", OMP_WAIT_POLICY="PASSIVE")
+    return start(stage, config, run_dir, config.with_name(f"{stage}.log"), OMP_WAIT_POLICY="PASSIVE")
 
 
 def files_of(uri: str, suffix: str) -> dict[str, bytes]:
@@ -59,7 +58,7 @@ RESULT = {"encode": ("latents", ".parquet"), "train": ("bundle", ".safetensors")
 def untouched(config: Path, stage: str) -> dict[str, bytes]:
     """The files of a run that nothing happened to."""
     folder, suffix = RESULT[stage]
-    with start(config, stage, "s3://own/whole") as whole:
+    with run_stage(stage, config, "s3://own/whole") as whole:
         whole.succeed(600)
     return files_of(f"s3://own/whole/{folder}", suffix)
 
@@ -73,7 +72,7 @@ def interrupted(config: Path, stage: str) -> dict[str, bytes]:
 def test_a_server_that_stops_for_a_minute(config: Path, s3_server_own: LocalS3, stage: str) -> None:
     """The run waits the minute out or stops with the reason; either way it ends in the same bytes."""
     whole = untouched(config, stage)
-    with start(config, stage) as run:
+    with run_stage(stage, config) as run:
         run.until(HALF_WAY[stage], 600)
         s3_server_own.stop(grace_s=0.1)
         time.sleep(OUTAGE_S)
@@ -82,7 +81,7 @@ def test_a_server_that_stops_for_a_minute(config: Path, s3_server_own: LocalS3, 
         if not survived:
             assert "gave no good answer" in run.said and "run the same command again" in run.said
     print(f"{stage}: {OUTAGE_S:.0f} s without a server: the run {'went on' if survived else 'stopped'}")
-    with start(config, stage) as again:
+    with run_stage(stage, config) as again:
         again.succeed(600)
     assert interrupted(config, stage) == whole
 
@@ -92,7 +91,7 @@ def test_credentials_that_are_refused_half_way(config: Path, s3_server_own: Loca
     """The run stops soon, saying what was refused; with the right ones it goes on to the same bytes."""
     whole = untouched(config, stage)
     right = s3_server_own.secret_key
-    with start(config, stage) as run:
+    with run_stage(stage, config) as run:
         run.until(HALF_WAY[stage], 600)
         s3_server_own.stop(grace_s=0.1)
         s3_server_own.secret_key = "another"
@@ -102,6 +101,6 @@ def test_credentials_that_are_refused_half_way(config: Path, s3_server_own: Loca
     s3_server_own.stop(grace_s=0.1)
     s3_server_own.secret_key = right
     s3_server_own.start()
-    with start(config, stage) as again:
+    with run_stage(stage, config) as again:
         again.succeed(600)
     assert interrupted(config, stage) == whole

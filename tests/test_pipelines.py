@@ -4,9 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +13,23 @@ import pytest
 import yaml
 
 from morphoray import schema
-from morphoray.errors import BadFractionError, ConfigError, DataError, FingerprintError, ResourceError
+from morphoray.errors import (
+    BadFractionError,
+    ConfigError,
+    DataError,
+    FingerprintError,
+    MorphorayError,
+    ResourceError,
+)
 from morphoray.imaging.png import encode_png
-from morphoray.pipelines.cluster import Resources, preflight
+from morphoray.pipelines.cluster import Resources, misfit, preflight, room
 from morphoray.pipelines.encode import encode
 from morphoray.pipelines.generate import read_images
 from morphoray.pipelines.layout import layout_of, resolve
 from morphoray.pipelines.run import run_everything, run_generate, run_import, run_train
+from morphoray.pipelines.stream import RETRIES, Item, Stage, stream
 from morphoray.storage import Storage
-from tinyrun import REAL_RAY, make_images, run_of, settings
+from tinyrun import REAL_RAY, make_images, run_of, settings, start, weights
 
 pytestmark = REAL_RAY
 
@@ -140,7 +145,48 @@ def test_other_settings_are_refused_with_their_names(
 
 def test_preflight_says_what_is_missing(ray_cluster: None) -> None:
     with pytest.raises(ResourceError, match="needs 1000 CPUs and 0 GPUs, the cluster has"):
-        preflight("train", Resources(1000))
+        preflight("train", Resources(1, 1000))
+
+
+@pytest.mark.parametrize(
+    ("needs", "nodes", "fit"),
+    [
+        (Resources(2, 4), [(2, 0)] * 4, 0),  # 8 CPUs of 8, and no node has 4
+        (Resources(3, 4), [(8, 0), (7, 0)], 3),  # 2 + 1
+        (Resources(4, 1, 1), [(8, 0), (2, 4)], 2),  # the GPUs' node has 2 CPUs only
+        (Resources(2, 1.5, task_cpus=1), [(2, 0), (2, 0)], 1),  # the tasks would find half a CPU and half
+        (Resources(1, 0.5, task_cpus=1), [(1, 0), (1, 0)], 1),
+        (Resources(3, 0.1), [(0.3, 0)], 3),  # 0.3 / 0.1 is below 3 in floating point
+        (Resources(1, 1), [], 0),
+    ],
+)
+def test_what_fits_is_counted_node_by_node(
+    needs: Resources, nodes: list[tuple[float, float]], fit: int
+) -> None:
+    assert min(room(nodes, needs), needs.count) == fit
+    assert (misfit(needs, nodes) is None) == (fit == needs.count)
+
+
+def test_a_worker_that_fits_no_node_is_told_with_the_sizes_of_the_nodes() -> None:
+    told = misfit(Resources(2, 4), [(3, 0), (3, 0), (2, 1)])
+    assert told is not None
+    assert "needs 2 times 4 CPUs and 0 GPUs, each on one node" in told
+    assert "2 of 3 and 0, 1 of 2 and 1: room for 0. Ray would wait for ever. Add larger nodes" in told
+
+
+def test_an_item_that_kills_its_process_is_not_tried_for_ever(ray_cluster: None, tmp_path: Path) -> None:
+    class Deadly:  # in here, since Ray's workers can't import this module
+        def __call__(self, item: Item) -> Item:
+            with (tmp_path / "tried").open("a") as file:
+                file.write(f"{item['number']}\n")
+            if item["number"] == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return item
+
+    items = [{"number": number} for number in range(3)]
+    with pytest.raises(MorphorayError, match=r"starting it again did not help: .*run the same command again"):
+        list(stream(items, [Stage(Deadly, num_actors=1, cpus=0.5)]))
+    assert (tmp_path / "tried").read_text().split().count("1") == 1 + RETRIES
 
 
 def test_unknown_names_list_the_known_ones(tmp_path: Path) -> None:
@@ -154,20 +200,6 @@ def test_unknown_names_list_the_known_ones(tmp_path: Path) -> None:
             resolve(run_of(values, override))
 
 
-def start_training(config: Path, run: Path, log: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "morphoray", "train", str(config), "--set", f"run_dir={run}"]
-    environment = os.environ | {"PYTHONPATH": "platform", "PYTHONUNBUFFERED": "1"}
-    with log.open("ab") as file:
-        return subprocess.Popen(
-            command,
-            stdout=file,
-            stderr=file,
-            env=environment,
-            start_new_session=True,
-            cwd=Path(__file__).parent.parent,
-        )
-
-
 def test_training_killed_by_sigkill_ends_in_the_same_weights(
     tmp_path: Path, images: Path, codec_folder: Path
 ) -> None:
@@ -176,27 +208,16 @@ def test_training_killed_by_sigkill_ends_in_the_same_weights(
     )
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(values))
-    log = tmp_path / "log"
-    whole = start_training(config, tmp_path / "whole", log)
-    assert whole.wait(200) == 0, log.read_text()
-
-    victim = start_training(config, tmp_path / "killed", log)
-    checkpoints = tmp_path / "killed" / "checkpoints"
-    deadline = time.monotonic() + 150
-    while not list(checkpoints.glob("step-*/complete.json")):
-        assert victim.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.05)
-    os.killpg(victim.pid, signal.SIGKILL)
-    victim.wait()
-    assert not (tmp_path / "killed" / "bundle" / "morphoray.json").exists()
-    log.write_text("")
-    again = start_training(config, tmp_path / "killed", log)
-    assert again.wait(200) == 0, log.read_text()
-    assert re.search(r"resuming at step \d+ of 40", log.read_text())
-    for name in ("unet", "unet_ema"):
-        weights = Path("bundle", name, "diffusion_pytorch_model.safetensors")
-        assert (tmp_path / "whole" / weights).read_bytes() == (tmp_path / "killed" / weights).read_bytes()
+    log, run = tmp_path / "log", tmp_path / "killed"
+    with start("train", config, tmp_path / "whole", log) as whole:
+        whole.succeed()
+    with start("train", config, run, log) as victim:
+        victim.until(lambda: list((run / "checkpoints").glob("step-*/complete.json")))
+        os.killpg(victim.process.pid, signal.SIGKILL)
+    assert not (run / "bundle" / "morphoray.json").exists()
+    with start("train", config, run, log) as again:
+        assert re.search(r"resuming at step \d+ of 40", again.succeed())
+    assert weights(run / "bundle") == weights(tmp_path / "whole" / "bundle")
 
 
 def test_a_missing_bundle_is_said(tmp_path: Path) -> None:

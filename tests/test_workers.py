@@ -1,5 +1,6 @@
 """Any number of training workers: the same numbers from one, two, and a run that changes on the way."""
 
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,13 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 from ray.exceptions import RayActorError
-from ray.train import WorkerGroupError
+from ray.train import ControllerError, WorkerGroupError
 
 from morphoray.config import RunConfig, TrainingConfig
-from morphoray.errors import ConfigError, ResourceError
+from morphoray.errors import (
+    ConfigError,
+    DataError,
+    MissingExtraError,
+    PassingStorageError,
+    ResourceError,
+    StorageError,
+)
 from morphoray.pipelines.cluster import connected
 from morphoray.pipelines.run import run_encode, run_train
-from morphoray.pipelines.train import lost_workers
+from morphoray.pipelines.trainer import StopAtMistakes, lost_workers
 from tinyrun import REAL_RAY, losses, make_images, run_of, settings
 
 pytestmark = REAL_RAY
@@ -65,6 +73,30 @@ def test_two_workers_end_as_one_does(values: dict[str, Any], tmp_path: Path, win
     apart = [abs(one[step] - two[step]) / one[step] for step in one]
     print(f"1 worker of 8 against 2 of 4, window {window}: losses apart by at most {max(apart):.1e}")
     np.testing.assert_allclose(list(one.values()), list(two.values()), rtol=RTOL)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_though_failures_are_retried_for_ever(
+    values: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=r"the loss at step \d+ is (nan|inf).*lower training.learning_rate"):
+        train(values, tmp_path / "run", learning_rate=1e30, num_workers=2, max_failures=-1)
+
+
+def test_only_errors_that_may_pass_are_retried() -> None:
+    def seen(error: Exception) -> None:
+        StopAtMistakes().after_exception(None, {0: RuntimeError("[gloo] Connection closed"), 1: error})
+
+    for error in (PassingStorageError("no answer"), KeyError("loss"), RayActorError()):
+        seen(error)
+    for mistake in (
+        DataError("nan"),
+        StorageError("refused the credentials"),
+        MissingExtraError("s3fs", "s3"),
+    ):
+        with pytest.raises(ControllerError) as raised:
+            seen(mistake)
+        assert raised.value.controller_failure is mistake
+        assert str(pickle.loads(pickle.dumps(mistake))) == str(mistake)
 
 
 def test_elastic_workers_are_refused_only_below_their_least(values: dict[str, Any], tmp_path: Path) -> None:

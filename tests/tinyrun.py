@@ -122,6 +122,13 @@ class Command:
         return self.said
 
 
+def start(
+    stage: str, config: Path, run_dir: str | Path, log: Path, *words: str, **environment: str
+) -> Command:
+    """`morphoray STAGE CONFIG` with that run_dir."""
+    return Command(log, stage, config, "--set", f"run_dir={run_dir}", *words, **environment)
+
+
 def descendants(pid: int, title: str = "") -> list[psutil.Process]:
     """The processes below `pid` whose command line holds `title`: never those of another's cluster."""
     found = []

@@ -1,5 +1,6 @@
 """What the benchmarks share: the machine's description, interleaved timing, a small run and its model."""
 
+import argparse
 import contextlib
 import io
 import os
@@ -79,6 +80,36 @@ def seconds_of(work: Callable[[], Any]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
+
+
+def stage_arguments(description: str | None, unit: str, parts: int, per_part: int) -> argparse.Namespace:
+    """Arguments of a stage's benchmark: parts, per_part and repeats; `unit` names what a part is made of."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--parts", type=int, default=parts)
+    parser.add_argument(f"--{unit}-per-part", type=int, default=per_part, dest="per_part")
+    parser.add_argument("--repeats", type=int, default=3)
+    return parser.parse_args()
+
+
+class TimedStage:
+    """A stage whose start is told apart from its rate. start_s: seconds until its first part, run by run."""
+
+    def __init__(self, units_per_part: int) -> None:
+        self.start_s: list[float] = []
+        self._units = units_per_part
+
+    def rate(self, work: Callable[[], Any], folder: Path, pattern: str) -> float:
+        """Units a second of one run of `work`, which writes a file of that pattern for each part."""
+        begun = time.time()
+        quietly(work)
+        rate, first = steady_rate(list(folder.glob(pattern)), self._units)
+        self.start_s.append(first - begun)
+        return rate
+
+
+def print_start(start_s: list[float]) -> None:
+    """The median start of a stage."""
+    print(f"  start-up, not counted above: {statistics.median(start_s):.1f} s")
 
 
 def steady_rate(files: list[Path], units_per_file: int) -> tuple[float, float]:

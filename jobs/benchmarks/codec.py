@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from morphoray.diffusion.codec import load_codec, psnr, reconstruct, shipped_codec
+from morphoray.diffusion.codec import load_codec, psnr, reconstruct
+from morphoray.diffusion.sources import shipped_codec
 from morphoray.evaluation.distances import CODEC, FLOOR, compare, frechet
 from morphoray.evaluation.features import Extractor, load_extractor
 from morphoray.imaging.png import decode_png

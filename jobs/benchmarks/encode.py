@@ -4,26 +4,23 @@ The pipeline's steady rate is taken between its first and its last finished part
 of Ray's workers and of the codec, is printed apart.
 """
 
-import argparse
-import statistics
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 from _common import (
     Rates,
+    TimedStage,
     interleave,
     machine,
     print_rates,
+    print_start,
     print_target,
-    quietly,
     ratio,
     seconds_of,
     simulated_run,
-    steady_rate,
+    stage_arguments,
 )
 
 from morphoray.config import RunConfig
@@ -37,6 +34,7 @@ from morphoray.pipelines.codecs import local_bundle_config
 from morphoray.pipelines.encode import EncodePart, ReadPlan, encode, read_part, site_images, write_part
 from morphoray.pipelines.layout import dataset_of, layout_of, storage_from
 from morphoray.pipelines.sites import read_sites
+from morphoray.pipelines.stream import pack
 
 TARGET = 0.9
 
@@ -57,7 +55,7 @@ def measure(folder: Path, parts: int, sites_per_part: int, repeats: int) -> Figu
     images = _images_in_memory(config, sites_per_part)
     codec = vae_for(local_bundle_config(config), config.seed)
     use_threads(config.encode.cpus_per_actor)
-    started: list[float] = []
+    timed = TimedStage(sites_per_part)
 
     def bare() -> float:
         return sites_per_part / seconds_of(
@@ -65,18 +63,14 @@ def measure(folder: Path, parts: int, sites_per_part: int, repeats: int) -> Figu
         )
 
     def pipeline() -> float:
-        target = _elsewhere(config, folder / f"data-{len(started)}")
-        begun = time.time()
-        quietly(lambda: encode(target))
-        files = list((folder / f"data-{len(started)}" / "latents").glob("part-*.counts.json"))
-        rate, first = steady_rate(files, sites_per_part)
-        started.append(first - begun)
-        return rate
+        data = folder / f"data-{len(timed.start_s)}"
+        target = _elsewhere(config, data)
+        return timed.rate(lambda: encode(target), data / "latents", "part-*.counts.json")
 
     bare()
     with connected():
         rates = interleave({"bare": bare, "pipeline": pipeline}, repeats)
-    return Figures(rates, started, _stages(config, sites_per_part))
+    return Figures(rates, timed.start_s, _stages(config, sites_per_part))
 
 
 def _images_in_memory(config: RunConfig, sites: int) -> list[np.ndarray]:
@@ -103,7 +97,7 @@ def _stages(config: RunConfig, sites: int) -> dict[str, float]:
     uris = table["channel_uris"].to_pylist()
     mapping = MAPPINGS[config.image.mapping or ""]
     raw = [read_raw(each, storage) for each in uris]
-    part = {"part": 0, "sites": _packed(table)}
+    part = {"part": 0, "sites": pack(table)}
     read = read_part(part, plan, storage)
     actor = EncodePart(config)
     encoded = actor(read)
@@ -124,30 +118,19 @@ def _stages(config: RunConfig, sites: int) -> dict[str, float]:
     return {name: 1e3 * value / sites for name, value in seconds.items()}
 
 
-def _packed(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return sink.getvalue().to_pybytes()
-
-
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--parts", type=int, default=12)
-    parser.add_argument("--sites-per-part", type=int, default=48)
-    parser.add_argument("--repeats", type=int, default=3)
-    arguments = parser.parse_args()
+    arguments = stage_arguments(__doc__, "sites", parts=12, per_part=48)
     print(machine(), flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        figures = measure(Path(folder), arguments.parts, arguments.sites_per_part, arguments.repeats)
+        figures = measure(Path(folder), arguments.parts, arguments.per_part, arguments.repeats)
     print(
         "encode: the demo's settings (6 x 128 x 128 sites, 4 crops of 64 px, 2 views, tiny codec), "
-        f"{arguments.parts} parts of {arguments.sites_per_part} sites"
+        f"{arguments.parts} parts of {arguments.per_part} sites"
     )
     print_rates(figures.rates, "sites/s")
     print_target("pipeline / bare", ratio(figures.rates, "pipeline", "bare"), TARGET)
-    print(f"  start-up, not counted above: {statistics.median(figures.start_s):.1f} s")
+    print_start(figures.start_s)
     print("where the time of one part goes, in one process:")
     for name, value in figures.stages_ms.items():
         print(f"  {name:15s} {value:7.2f} ms a site")

@@ -4,25 +4,23 @@ The stage's steady rate is taken between its first and its last finished part; w
 Ray's workers and the loading of the bundle, is printed apart.
 """
 
-import argparse
-import statistics
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from _common import (
     Rates,
+    TimedStage,
     interleave,
     machine,
     print_rates,
+    print_start,
     print_target,
-    quietly,
     ratio,
     seconds_of,
     simulated_run,
-    steady_rate,
+    stage_arguments,
     write_bundle,
 )
 from torch import Tensor
@@ -62,7 +60,7 @@ def measure(
     bundle = load_bundle(path)
     item = known_perturbations(bundle.manifest)[:1]
     use_threads(settings.cpus_per_actor)
-    started: list[float] = []
+    timed = TimedStage(images_per_part)
 
     def bare() -> float:
         def work() -> None:
@@ -78,16 +76,17 @@ def measure(
         )
 
     def stage() -> float:
-        out, begun = folder / f"images-{len(started)}", time.time()
-        quietly(lambda: generate_images(str(path), item, str(out), settings, 0, config.storage))
-        rate, first = steady_rate(list((out / "parts").glob("*.parquet")), images_per_part)
-        started.append(first - begun)
-        return rate
+        out = folder / f"images-{len(timed.start_s)}"
+        return timed.rate(
+            lambda: generate_images(str(path), item, str(out), settings, 0, config.storage),
+            out / "parts",
+            "*.parquet",
+        )
 
     bare()
     with connected():
         rates = interleave({"bare": bare, "stage": stage, "original": original}, repeats)
-    return Figures(rates, started, settings)
+    return Figures(rates, timed.start_s, settings)
 
 
 @torch.inference_mode()
@@ -115,20 +114,16 @@ def describe(config: GenerationConfig, resolution: int) -> str:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--parts", type=int, default=6)
-    parser.add_argument("--images-per-part", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=3)
-    arguments = vars(parser.parse_args())
+    arguments = stage_arguments(__doc__, "images", parts=6, per_part=16)
     print(machine(), flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        figures = measure(Path(folder), **arguments)
+        figures = measure(Path(folder), arguments.parts, arguments.per_part, arguments.repeats)
     print(f"generate: {describe(figures.settings, 64)}")
     print(f"original: one image a call, {ORIGINAL['sampler']} in {ORIGINAL['steps']} steps, 77 tokens")
     print_rates(figures.rates, "images/s")
     print_target("stage / bare", ratio(figures.rates, "stage", "bare"), TARGET)
     print(f"  stage / original: {ratio(figures.rates, 'stage', 'original'):.1f}")
-    print(f"  start-up, not counted above: {statistics.median(figures.start_s):.1f} s")
+    print_start(figures.start_s)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ import numpy as np
 import pandas as pd
 import torch
 from _common import Rates, demo_values, interleave, machine, print_rates, print_target, ratio
-from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -28,7 +27,7 @@ from morphoray.config import BundleConfig, TrainingConfig
 from morphoray.diffusion.bundle import Bundle, new_bundle
 from morphoray.imaging.png import encode_png
 from morphoray.training.latents import LatentSet
-from morphoray.training.loop import Hooks, make_state, train
+from morphoray.training.loop import Hooks, make_accelerator, make_state, train
 from morphoray.training.state import TrainingState
 
 TARGET = 0.95
@@ -103,7 +102,7 @@ class ProductLoop:
     def __init__(self, config: TrainingConfig, data: LatentSet) -> None:
         self._config, self._data, self._bundle = config, data, _bundle()
         self._state = make_state(self._bundle, config)
-        self._accelerator = Accelerator(cpu=True)
+        self._accelerator = make_accelerator(config)
 
     def run(self, steps: int) -> None:
         """Train `steps` more steps; a record of metrics at log_every and at the end, nothing saved."""

@@ -2,7 +2,12 @@
 
 
 class MorphorayError(Exception):
-    """Base of every error that the command line prints without a traceback."""
+    """Base of every error that the command line prints without a traceback.
+
+    passing: whether the same work may go well a little later, so that starting it again makes sense.
+    """
+
+    passing = False
 
 
 class ConfigError(MorphorayError):
@@ -19,6 +24,12 @@ class BadFractionError(DataError):
 
 class StorageError(MorphorayError):
     """A URI can't be read or written; the message names the URI and the likely cause."""
+
+
+class PassingStorageError(StorageError):
+    """Object storage gave no good answer now: it is down, overloaded, or the object was just replaced."""
+
+    passing = True
 
 
 class MissingObjectError(StorageError):
@@ -41,3 +52,7 @@ class MissingExtraError(MorphorayError):
             f"{library} is not installed: found no module of that name. "
             f"Install it with: pip install 'morphoray[{extra}]'"
         )
+        self._given = (library, extra)
+
+    def __reduce__(self) -> tuple[type["MissingExtraError"], tuple[str, str]]:
+        return type(self), self._given

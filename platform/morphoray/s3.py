@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 from urllib.parse import unquote, urlsplit
 
-from morphoray.errors import MissingObjectError, StorageError
+from morphoray.errors import MissingObjectError, PassingStorageError, StorageError
 
 log = logging.getLogger(__name__)
 
@@ -157,9 +157,9 @@ class S3Requests:
                 "AWS_SECRET_ACCESS_KEY or AWS_PROFILE; for public data set anonymous: true."
             )
         if "412" in codes:
-            return StorageError(f"{uri}: the object was replaced while it was read. Read it again.")
+            return PassingStorageError(f"{uri}: the object was replaced while it was read. Read it again.")
         if codes & PASSING:
-            return StorageError(
+            return PassingStorageError(
                 f"{uri}: {endpoint} gave no good answer in {tries} tries over {elapsed:.0f} s: {text}. "
                 "Check that it is up and that the endpoint is right, then run the same command again."
             )

@@ -10,10 +10,11 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
-from morphoray.config import SHIPPED, BundleConfig
-from morphoray.diffusion.codec import load_codec, shipped_codec
+from morphoray.config import BundleConfig
+from morphoray.diffusion.codec import load_codec
 from morphoray.diffusion.conditioning import Denoiser, PadProjection, make_projection, projection_spec
 from morphoray.diffusion.presets import get_preset
+from morphoray.diffusion.sources import source_folder, vae_folder
 from morphoray.errors import ConfigError, DataError
 
 Weights = Literal["unet", "unet_ema"]
@@ -57,35 +58,6 @@ def vae_for(config: BundleConfig, seed: int) -> AutoencoderKL:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return AutoencoderKL.from_config(get_preset(config.preset).vae).eval()
-
-
-def vae_folder(config: BundleConfig) -> Path | None:
-    """The local folder of that autoencoder; None when it starts from fresh weights.
-
-    A source without a vae/ (the shipped denoiser is one) goes with the preset's own.
-    """
-    if config.vae:
-        return Path(config.vae)
-    own = shipped_codec() if get_preset(config.preset).vae is None else None
-    source = source_folder(config)
-    if source is not None and (own is None or (source / "vae").is_dir()):
-        return source / "vae"
-    return own
-
-
-def source_folder(config: BundleConfig) -> Path | None:
-    """The local folder of the weights to start from; None for fresh ones.
-
-    Raises ConfigError when the preset isn't the one that the package ships a start for.
-    """
-    if config.source != SHIPPED:
-        return Path(config.source) if config.source else None
-    if config.preset != "tiny":
-        raise ConfigError(
-            f"bundle.source: the package ships a start for preset tiny, not for {config.preset}. Name a "
-            "diffusers folder, or null for fresh weights."
-        )
-    return Path(__file__).parent / "weights" / "tiny_start"
 
 
 def new_bundle(

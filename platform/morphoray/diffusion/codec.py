@@ -61,11 +61,6 @@ def build_codec(config: CodecConfig, seed: int = 0) -> AutoencoderKL:
         )
 
 
-def shipped_codec() -> Path:
-    """The folder of the autoencoder that comes with the package: 3 channels, 32 x H/8 x W/8 latents."""
-    return Path(__file__).parent / "weights" / "tiny_vae"
-
-
 def load_codec(folder: str | Path, dtype: torch.dtype = torch.float32) -> AutoencoderKL:
     """The codec in a local diffusers VAE folder, in evaluation mode, its parameters frozen.
 

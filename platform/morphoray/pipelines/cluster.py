@@ -3,11 +3,11 @@
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import ray
 
@@ -18,34 +18,37 @@ from morphoray.errors import MorphorayError, ResourceError
 
 @dataclass(frozen=True)
 class Resources:
-    """What a stage holds at once; all its parts start together, so the cluster must have the sum."""
+    """What a stage holds at once: its parts start together, and a part lies on one node.
 
-    cpus: float = 0
+    count: workers, actors or replicas of `cpus` and `gpus` each; task_cpus: CPUs of the tasks beside them.
+    """
+
+    count: int
+    cpus: float
     gpus: float = 0
+    task_cpus: float = 0
 
     def __str__(self) -> str:
-        return f"{self.cpus:g} CPUs and {self.gpus:g} GPUs"
+        return f"{self.count * self.cpus + self.task_cpus:g} CPUs and {self.count * self.gpus:g} GPUs"
 
 
 def encode_resources(config: RunConfig) -> Resources:
     """The encoding actors, and one CPU for the tasks that read and write."""
     encode = config.encode
-    return Resources(encode.num_actors * encode.cpus_per_actor + 1, encode.num_actors * encode.gpus_per_actor)
+    return Resources(encode.num_actors, encode.cpus_per_actor, encode.gpus_per_actor, task_cpus=1)
 
 
 def train_resources(config: RunConfig) -> Resources:
     """The fewest training workers; they read their data themselves, so no Ray Data tasks run beside them."""
     training = config.training
-    workers = training.min_workers
-    return Resources(workers * training.cpus_per_worker, workers if training.use_gpu else 0)
+    return Resources(training.min_workers, training.cpus_per_worker, int(training.use_gpu))
 
 
 def generate_resources(config: RunConfig) -> Resources:
     """The sampling actors, and half a CPU for the tasks that write."""
     generation = config.generation
     return Resources(
-        generation.num_actors * generation.cpus_per_actor + 0.5,
-        generation.num_actors * generation.gpus_per_actor,
+        generation.num_actors, generation.cpus_per_actor, generation.gpus_per_actor, task_cpus=0.5
     )
 
 
@@ -105,29 +108,52 @@ def use_threads(cpus: float) -> None:
     torch.set_num_threads(max(1, math.ceil(cpus)))
 
 
-def make_trainer(**arguments: Any) -> Any:
-    """A TorchTrainer; without the guard that asks the dashboard every second, where there is none.
+def node_sizes() -> list[tuple[float, float]]:
+    """CPUs and GPUs of every living node of the connected cluster, the largest first."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return sorted(((node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes), reverse=True)
 
-    The guard frees a placement group that a dead controller leaves behind, and a cluster without a dashboard
-    is the one in this process, which dies with it.
-    """
-    from ray.train.torch import TorchTrainer
 
-    class LocalTrainer(TorchTrainer):  # type: ignore[misc]
-        def _create_default_callbacks(self) -> list[Any]:
-            callbacks = super()._create_default_callbacks()
-            return [each for each in callbacks if type(each).__name__ != "PlacementGroupCleanerCallback"]
+def room(nodes: Sequence[tuple[float, float]], needs: Resources) -> int:
+    """How many parts of the size in `needs` the nodes hold beside its tasks, which lie on one node too."""
 
-    has_dashboard = bool(ray._private.worker.get_dashboard_url())
-    return (TorchTrainer if has_dashboard else LocalTrainer)(**arguments)
+    def on(cpus: float, gpus: float) -> int:
+        sizes = [(cpus, needs.cpus), (gpus, needs.gpus)]
+        # Ray counts in steps of 1e-4; without the small number three parts of 0.1 would not fit into 0.3.
+        return min(int(has / asked + 1e-6) for has, asked in sizes if asked)
+
+    every = sum(on(*node) for node in nodes)
+    beside = [
+        every - on(cpus, gpus) + on(cpus - needs.task_cpus, gpus)
+        for cpus, gpus in nodes
+        if cpus >= needs.task_cpus
+    ]
+    return max(beside, default=0)
+
+
+def misfit(needs: Resources, nodes: Sequence[tuple[float, float]]) -> str | None:
+    """Why the nodes, by CPUs and GPUs, can't hold `needs`, and what to do; None if they can."""
+    fit = room(nodes, needs)
+    if fit >= needs.count:
+        return None
+    cpus, gpus = (sum(node[kind] for node in nodes) for kind in (0, 1))
+    lower = "lower num_workers, num_actors, cpus_per_worker or cpus_per_actor in the configuration"
+    if cpus < needs.count * needs.cpus + needs.task_cpus or gpus < needs.count * needs.gpus:
+        return (
+            f"needs {needs}, the cluster has {cpus:g} CPUs and {gpus:g} GPUs. Ray would wait for ever. Add "
+            f"nodes, or {lower}."
+        )
+    sizes = ", ".join(f"{count} of {size[0]:g} and {size[1]:g}" for size, count in Counter(nodes).items())
+    tasks = f", and {needs.task_cpus:g} CPUs more on one" if needs.task_cpus else ""
+    return (
+        f"needs {needs.count} times {needs.cpus:g} CPUs and {needs.gpus:g} GPUs, each on one node{tasks}; "
+        f"the cluster's nodes, by CPUs and GPUs, are {sizes}: room for {fit}. Ray would wait for ever. Add "
+        f"larger nodes, or {lower}."
+    )
 
 
 def preflight(stage: str, needs: Resources) -> None:
-    """Raise ResourceError if the connected cluster as a whole has fewer CPUs or GPUs than `needs`."""
-    total = ray.cluster_resources()
-    has = Resources(total.get("CPU", 0), total.get("GPU", 0))
-    if has.cpus < needs.cpus or has.gpus < needs.gpus:
-        raise ResourceError(
-            f"{stage} needs {needs}, the cluster has {has}. Ray would wait for ever. Add nodes, or lower "
-            f"num_workers, num_actors, cpus_per_worker or cpus_per_actor in the configuration."
-        )
+    """Raise ResourceError if the connected cluster, as a whole or node by node, can't hold `needs`."""
+    found = misfit(needs, node_sizes())
+    if found is not None:
+        raise ResourceError(f"{stage} {found}")

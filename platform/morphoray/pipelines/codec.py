@@ -22,12 +22,12 @@ from morphoray.diffusion.codec import (
     build_codec,
     load_codec,
     save_codec,
-    shipped_codec,
     to_model_range,
     widen_channels,
 )
 from morphoray.diffusion.codec_losses import StatisticsLoss
 from morphoray.diffusion.codec_start import linear_start
+from morphoray.diffusion.sources import shipped_codec
 from morphoray.errors import ConfigError, DataError
 from morphoray.evaluation.codec_quality import codec_quality
 from morphoray.evaluation.networks import SIZES, activations, efficientnet

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 from morphoray.config import SHIPPED, BundleConfig, RunConfig
-from morphoray.diffusion.bundle import vae_folder
+from morphoray.diffusion.sources import vae_folder
 from morphoray.errors import DataError
 from morphoray.pipelines.layout import storage_from
 from morphoray.storage import Storage, absolute, is_remote

@@ -13,12 +13,11 @@ import socket
 import threading
 from typing import Any, Literal
 
-import ray
 from pydantic import Field
 
 from morphoray.config import Section, StorageConfig
 from morphoray.errors import ConfigError, MissingExtraError
-from morphoray.pipelines.cluster import Resources, connected, preflight
+from morphoray.pipelines.cluster import Resources, connected, node_sizes, preflight
 from morphoray.pipelines.generate import read_manifest
 from morphoray.pipelines.layout import storage_from
 from morphoray.storage import absolute
@@ -84,10 +83,12 @@ def run_serve(bundles: list[str], host: str, port: int, address: str | None = No
     if host not in ("127.0.0.1", "::1", "localhost") and not os.environ.get(TOKEN_VARIABLE):
         print(f"serve: anyone who reaches {host} may use this: no {TOKEN_VARIABLE} is set", flush=True)
     with connected(address):
-        total = ray.cluster_resources()
-        gpus = 1 if total.get("GPU", 0) >= 1 else 0
-        cpus = max(0.5, min(8, int(total.get("CPU", 1)) - 1))
-        preflight("serve", Resources(cpus + INGRESS_CPUS, gpus))
+        nodes = node_sizes()
+        gpus = int(any(node[1] >= 1 for node in nodes))
+        # A replica lies on one node: the largest that could hold it, of which a CPU is left for the ingress.
+        largest = max((node[0] for node in nodes if node[1] >= gpus), default=1)
+        cpus = max(0.5, min(8, int(largest) - 1))
+        preflight("serve", Resources(1, cpus, gpus, task_cpus=INGRESS_CPUS))
         app = build(ServingArgs(bundles=bundles, num_cpus=cpus, num_gpus=gpus))
         from ray import serve
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from accelerate import Accelerator
 from pydantic import Field
 
 from morphoray.config import BundleConfig, Section, StorageConfig, TrainingConfig, apply_overrides, build
@@ -22,7 +21,7 @@ from morphoray.seeds import fingerprint
 from morphoray.storage import absolute, is_remote, join
 from morphoray.training.codec_data import draw_bank_fields
 from morphoray.training.latents import LatentSet
-from morphoray.training.loop import Hooks, make_state, train
+from morphoray.training.loop import Hooks, make_accelerator, make_state, train
 from morphoray.training.start_data import WIDTH, start_crops
 from morphoray.training.state import TrainingState
 
@@ -76,8 +75,7 @@ def run_start(config: StartRun) -> str:
         config.training.keep_checkpoints,
     )
     checkpoints.restore(state)
-    precision = {"fp32": "no"}.get(config.training.precision, config.training.precision)
-    accelerator = Accelerator(cpu=not config.training.use_gpu, mixed_precision=precision)
+    accelerator = make_accelerator(config.training)
     curve: list[dict[str, Any]] = []
 
     def told(record: dict[str, Any]) -> None:

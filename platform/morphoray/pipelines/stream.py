@@ -11,12 +11,20 @@ from typing import Any
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    WorkerCrashedError,
+)
 
 from morphoray.errors import MorphorayError
 
 Item = dict[str, Any]
 # A unit that kills its process would otherwise be retried for ever.
 RETRIES = 3
+LOST = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError, OutOfMemoryError)
 
 
 def pack(table: pa.Table) -> bytes:
@@ -50,7 +58,7 @@ def stream(items: Sequence[Item], stages: Sequence[Stage]) -> Iterator[Item]:
     """Pass every item through the stages; yields the last stage's results in any order.
 
     An item is one Ray Data block, so memory is bounded by the items in flight and not by their number.
-    Raises the first MorphorayError that a stage raised.
+    Raises the first MorphorayError that a stage raised, or one that tells which process was lost for good.
     """
     if not items:
         return
@@ -72,6 +80,13 @@ def stream(items: Sequence[Item], stages: Sequence[Stage]) -> Iterator[Item]:
         cause = find_cause(error)
         if cause is not None:
             raise cause from None
+        if isinstance(error, LOST):
+            reason = " ".join(str(error).split())
+            raise MorphorayError(
+                f"a process or a machine was lost, and starting it again did not help: {reason} "
+                "Parts that are written are kept: run the same command again. If it stops at the same place, "
+                "memory may be short there: lower the batch size, or the size of a part."
+            ) from error
         raise
 
 
@@ -83,7 +98,9 @@ def _placement(stage: Stage) -> dict[str, Any]:
             "num_cpus": stage.cpus,
             "num_gpus": stage.gpus or None,
             "max_restarts": RETRIES,
-            "max_task_retries": RETRIES,
+            # Until Ray knows that a machine is gone, every refused call of its actor would use up a try. What
+            # bounds a unit that kills its process are the restarts.
+            "max_task_retries": -1,
         }
     return {
         "fn_kwargs": stage.arguments,

@@ -1,23 +1,19 @@
 """LATENTS to a bundle: Ray Train places the workers, the loop in `training` does the work."""
 
 import json
-import tempfile
-import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from morphoray.config import RunConfig, TrainingConfig, build
+from morphoray.config import RunConfig, build
 from morphoray.datasets import find_dataset
 from morphoray.errors import MorphorayError
 from morphoray.perturbations.base import from_rows
-from morphoray.pipelines.checkpoints import Checkpoints
-from morphoray.pipelines.cluster import make_trainer, preflight, train_resources
+from morphoray.pipelines.cluster import preflight, train_resources
 from morphoray.pipelines.codecs import local_bundle_config
 from morphoray.pipelines.conditions import Conditions, fit_conditions
 from morphoray.pipelines.encode import latents_settings
 from morphoray.pipelines.layout import claim, layout_of, storage_from
 from morphoray.pipelines.sites import read_sites
-from morphoray.pipelines.stream import find_cause
 from morphoray.pipelines.training_data import open_training_data
 from morphoray.seeds import fingerprint
 from morphoray.storage import Storage
@@ -39,9 +35,6 @@ PLACEMENT = {
     "compile",
     "gradient_accumulation",
 }
-
-# What a worker raises when another is gone, which it may notice before Ray does.
-PEER_LOST = ("Connection closed by peer", "Connection reset by peer", "DistBackendError")
 
 
 @dataclass(frozen=True)
@@ -75,8 +68,7 @@ def train(config: RunConfig) -> TrainSummary:
 
     Raises FingerprintError for other settings, ResourceError for too small a cluster.
     """
-    from ray.train import FailureConfig
-    from ray.train import RunConfig as RayRunConfig
+    from morphoray.pipelines.trainer import run_workers
 
     layout, storage = layout_of(config), storage_from(config.storage)
     claim(storage, layout.of("checkpoints", "settings.json"), training_settings(config), "Checkpoints")
@@ -85,70 +77,13 @@ def train(config: RunConfig) -> TrainSummary:
         return done
     fit_conditions(config)
     preflight("train", train_resources(config))
-    training = config.training
-    with tempfile.TemporaryDirectory() as scratch:
-        trainer = make_trainer(
-            train_loop_per_worker=train_worker,
-            train_loop_config={"config": config.model_dump(mode="json")},
-            scaling_config=_scaling(training),
-            # Checkpoints are ours, under run_dir; a fresh name keeps Ray from taking the run for finished.
-            run_config=RayRunConfig(
-                name=f"morphoray-{uuid.uuid4().hex[:8]}",
-                storage_path=scratch,
-                failure_config=FailureConfig(max_failures=training.max_failures),
-            ),
-        )
-        try:
-            trainer.fit()
-        except Exception as error:
-            cause = find_cause(error)
-            if cause is not None:
-                raise cause from None
-            deaths = lost_workers(error)
-            if deaths:
-                raise _lost(deaths) from error
-            raise
+    run_workers(train_worker, {"config": config.model_dump(mode="json")}, config.training)
     finished = _finished(storage, config)
     if finished is None:
         raise MorphorayError(
             f"training ended, but {layout.bundle} is not complete. Run the same command again."
         )
     return TrainSummary(finished.bundle, finished.fingerprint, finished.steps, False)
-
-
-def _scaling(training: TrainingConfig) -> Any:
-    from ray.train import ScalingConfig
-
-    least, most = training.min_workers, training.max_workers
-    return ScalingConfig(
-        num_workers=most if least == most else (least, most),
-        elastic_resize_monitor_interval_s=training.resize_every_s,
-        use_gpu=training.use_gpu,
-        resources_per_worker={"CPU": training.cpus_per_worker, "GPU": int(training.use_gpu)},
-    )
-
-
-def lost_workers(error: Exception) -> list[str]:
-    """What Ray, or the workers that are left, say of a worker that is gone; empty for other errors."""
-    from ray.exceptions import RayActorError
-
-    deaths = []
-    for failure in getattr(error, "worker_failures", {}).values():
-        text = str(failure).strip()
-        if isinstance(failure, RayActorError):
-            deaths.append(" ".join(text.split()))
-        elif any(sign in text for sign in PEER_LOST):
-            deaths.append(text.splitlines()[-1])
-    return deaths
-
-
-def _lost(deaths: list[str]) -> MorphorayError:
-    reasons = "\n".join(f"  {death}" for death in deaths)
-    return MorphorayError(
-        f"training stopped, since a worker's process ended:\n{reasons}\n"
-        "Run the same command again: it goes on from the newest checkpoint. With training.max_failures above "
-        "0 Ray starts the workers again by itself."
-    )
 
 
 def _finished(storage: Storage, config: RunConfig) -> TrainSummary | None:
@@ -165,19 +100,17 @@ def _finished(storage: Storage, config: RunConfig) -> TrainSummary | None:
 
 def train_worker(arguments: dict[str, Any]) -> None:
     """What every Ray Train worker runs; rank 0 writes checkpoints, metrics, samples and the bundle."""
-    from accelerate import Accelerator
-
     from morphoray.pipelines.background import Background
+    from morphoray.pipelines.checkpoints import Checkpoints
     from morphoray.pipelines.record import Recorder
-    from morphoray.training.loop import Hooks, make_state
+    from morphoray.training.loop import Hooks, make_accelerator, make_state
     from morphoray.training.loop import train as run_loop
 
     config = build(RunConfig, arguments["config"], "")
     layout, storage = layout_of(config), storage_from(config.storage)
     training = config.training
     conditions = fit_conditions(config)
-    precision = {"fp32": "no"}.get(training.precision, training.precision)
-    accelerator = Accelerator(cpu=not training.use_gpu, mixed_precision=precision)
+    accelerator = make_accelerator(training)
     bundle = _fresh_bundle(config, conditions)
     data = open_training_data(config, conditions)
     state = make_state(bundle, training)

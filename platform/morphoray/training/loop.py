@@ -51,6 +51,12 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
+def make_accelerator(config: TrainingConfig) -> Accelerator:
+    """accelerate's hold on this process: its device, its peers and the precision of the forward pass."""
+    precision = {"fp32": "no"}.get(config.precision, config.precision)
+    return Accelerator(cpu=not config.use_gpu, mixed_precision=precision)
+
+
 def make_state(bundle: Bundle, config: TrainingConfig) -> TrainingState:
     """A fresh state at step 0 around the bundle's denoiser."""
     model: nn.Module = bundle.denoiser

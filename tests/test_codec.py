@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from morphoray.config import BundleConfig
+from morphoray.diffusion.bundle import new_bundle
 from morphoray.diffusion.codec import (
     WEIGHTS,
     CodecConfig,
@@ -27,6 +29,7 @@ from morphoray.diffusion.codec import (
     widen_channels,
 )
 from morphoray.diffusion.codec_losses import StatisticsLoss, log_spectra, posterior_divergence, spectrum_loss
+from morphoray.diffusion.codec_narrow import Narrowing, find_narrowing, narrow_codec
 from morphoray.diffusion.codec_start import linear_start
 from morphoray.diffusion.sources import shipped_codec
 from morphoray.errors import ConfigError, DataError, FingerprintError
@@ -360,3 +363,54 @@ training: {{max_steps: 2, batch_size: 2, texture_from: 0}}
 def test_unknown_key_of_a_codec_run_lists_the_known() -> None:
     with pytest.raises(ConfigError, match=r"training.steps: unknown key.*max_steps"):
         parse_codec_run("{run_dir: x, training: {steps: 3}}", "test")
+
+
+def test_a_narrowed_codec_keeps_what_the_image_depends_on(crops: np.ndarray) -> None:
+    wide = load_codec(shipped_codec())
+    by = find_narrowing(wide, crops, 12)
+    narrow = narrow_codec(wide, by)
+    latents, _ = encode_posterior(narrow, crops)
+    assert latents.shape == (len(crops), 12, 8, 8) and narrow.config.scaling_factor == 1.0
+    np.testing.assert_allclose(latents.std(axis=(0, 2, 3)), 1.0, atol=0.05)
+    scaled = scale_latents(wide, torch.from_numpy(encode_posterior(wide, crops)[0]))
+    expected = torch.einsum("kl,nlij->nkij", by.down, scaled - by.mean[:, None, None])
+    np.testing.assert_allclose(latents, expected, atol=2e-3)
+    inner = (slice(None), slice(None), slice(16, -16), slice(16, -16))
+    few, many = (psnr(crops[inner], reconstruct(codec, crops)[inner]) for codec in (narrow, wide))
+    assert 24 < few < many
+
+
+def test_a_turn_of_the_latents_is_folded_exactly(crops: np.ndarray) -> None:
+    codec = build_codec(CodecConfig(**SMALL)).eval()
+    torch.nn.init.zeros_(codec.post_quant_conv.bias)  # with no mean either, the border sees what it saw
+    codec.register_to_config(scaling_factor=0.5)
+    turn = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)))[0]
+    turned = narrow_codec(codec, Narrowing(turn, turn.T, torch.zeros(8)))
+    images = to_model_range(torch.from_numpy(crops[:4]))
+    with torch.no_grad():
+        raw = codec.encode(images).latent_dist.mean
+        latents = turned.encode(images).latent_dist.mean
+        torch.testing.assert_close(latents, torch.einsum("kl,nlij->nkij", turn, 0.5 * raw))
+        torch.testing.assert_close(
+            turned.decode(latents).sample, codec.decode(raw).sample, atol=1e-4, rtol=1e-4
+        )
+
+
+def test_the_shipped_denoiser_is_folded_for_a_narrowed_codec(crops: np.ndarray, tmp_path: Path) -> None:
+    wide = load_codec(shipped_codec())
+    by = find_narrowing(wide, crops, 12)
+    save_codec(narrow_codec(wide, by), tmp_path)
+    projection = {"kind": "mlp", "tokens": 1, "hidden": 8}
+    with pytest.raises(ConfigError, match="takes 32 latent channels, the autoencoder has 12"):
+        new_bundle(BundleConfig(preset="tiny", source="shipped", vae=str(tmp_path)), 64, 4, projection, 0)
+    by.save(tmp_path)
+    config = BundleConfig(preset="tiny", source="shipped", vae=str(tmp_path))
+    narrow = new_bundle(config, 64, 4, projection, 0).denoiser.eval()
+    full = new_bundle(BundleConfig(preset="tiny", source="shipped"), 64, 4, projection, 0).denoiser.eval()
+    y = torch.randn(2, 12, 8, 8, generator=torch.Generator().manual_seed(0))
+    steps, vectors = torch.tensor([20, 700]), torch.zeros(2, 4)
+    with torch.no_grad():
+        z = torch.einsum("lk,nkij->nlij", by.up, y) + by.mean[:, None, None]
+        wanted = torch.einsum("kl,nlij->nkij", by.down, full(z, steps, vectors))
+        found = narrow(y, steps, vectors)
+    assert (found - wanted).abs().mean() < 0.1 * wanted.std()  # the border sees no mean

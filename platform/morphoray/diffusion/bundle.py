@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from morphoray.config import BundleConfig
 from morphoray.diffusion.codec import load_codec
+from morphoray.diffusion.codec_narrow import Narrowing, narrow_denoiser
 from morphoray.diffusion.conditioning import Denoiser, PadProjection, make_projection, projection_spec
 from morphoray.diffusion.presets import get_preset
 from morphoray.diffusion.sources import source_folder, vae_folder
@@ -72,7 +73,7 @@ def new_bundle(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if source is not None:
-            unet = _load_unet(source, config.unet)
+            unet = _fitted(_load_unet(source, config.unet), vae, vae_folder(config))
             _check_channels(unet, vae, source)
         else:
             unet = _fresh_unet(preset.unet, vae, resolution)
@@ -85,6 +86,13 @@ def new_bundle(
     if config.prediction_type:
         schedule_values["prediction_type"] = config.prediction_type
     return Bundle(denoiser, vae, DDPMScheduler.from_config(schedule_values))
+
+
+def _fitted(unet: UNet2DConditionModel, vae: AutoencoderKL, folder: Path | None) -> UNet2DConditionModel:
+    """The denoiser, folded where the autoencoder is narrower than the one of its training."""
+    by = Narrowing.load(folder) if folder is not None else None
+    narrowed = by is not None and by.down.shape == (vae.config.latent_channels, unet.config.in_channels)
+    return narrow_denoiser(unet, by) if by is not None and narrowed else unet
 
 
 def _check_channels(unet: UNet2DConditionModel, vae: AutoencoderKL, source: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import tempfile
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from morphoray.diffusion.codec import (
     widen_channels,
 )
 from morphoray.diffusion.codec_losses import StatisticsLoss
+from morphoray.diffusion.codec_narrow import find_narrowing, narrow_codec
 from morphoray.diffusion.codec_start import linear_start
 from morphoray.diffusion.sources import shipped_codec
 from morphoray.errors import ConfigError, DataError
@@ -52,6 +54,7 @@ class CodecData(Section):
 
     kind: Literal["simulated", "sites", "folder"] = "simulated"
     source: str | None = None  # SITES Parquet, or a folder of PNGs
+    files: tuple[str, ...] = ("*",)  # of a folder: patterns of file names, as a shell has them
     mapping: str = "rgb"  # a channel mapping by name, for a source
     image: ImageConfig = ImageConfig(resolution=64)  # resolution of the crops; scale_to before cropping
     fields: int = Field(600, ge=1)  # of kind simulated
@@ -97,7 +100,9 @@ def run_codec(config: CodecRun) -> str:
     batches, held_out = _data(config, storage)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) if is_remote(root) else Path(root.removeprefix("file://"))
-        codec = _initial(config, storage, batches)
+        finished = Path(scratch) / "vae"
+        finished.mkdir()
+        codec = _initial(config, storage, batches, finished)
         described = {"data": config.data.model_dump(mode="json"), "init": config.init}
         if config.training.statistics_weight:
             described["statistics_network"] = config.statistics_network
@@ -118,7 +123,6 @@ def run_codec(config: CodecRun) -> str:
         ).cpu()
         if training.trainable == "all":
             calibrate(codec, _images(batches, config, "calibrate", CALIBRATION_IMAGES))
-        finished = Path(scratch) / "vae"
         save_codec(codec, finished, half=config.half)
         card = _card(config, load_codec(finished), held_out | sample_images(config))
         (finished / "CARD.md").write_text(card_text(card))
@@ -128,8 +132,11 @@ def run_codec(config: CodecRun) -> str:
     return vae
 
 
-def _initial(config: CodecRun, storage: Storage, batches: Batches) -> AutoencoderKL:
-    """A closed-form start, the shipped codec or a given one, for the config's image channels."""
+def _initial(config: CodecRun, storage: Storage, batches: Batches, narrowing: Path) -> AutoencoderKL:
+    """A closed-form start, the shipped codec or a given one, for the config's image and latent channels.
+
+    Where that leaves latent channels out, what it does to latents is written to the folder `narrowing`.
+    """
     if config.init == "scratch":
         codec = build_codec(config.codec, config.seed)
         images = _images(batches, config, "start", START_IMAGES)
@@ -139,11 +146,15 @@ def _initial(config: CodecRun, storage: Storage, batches: Batches) -> Autoencode
     codec = load_codec(folder).requires_grad_(True)
     found = (codec.config.latent_channels, tuple(codec.config.block_out_channels))
     wanted = (config.codec.latent_channels, config.codec.block_out_channels)
-    if found != wanted:
+    if found[1] != wanted[1] or found[0] < wanted[0]:
         raise ConfigError(
             f"init: {config.init} has (latent_channels, block_out_channels) {found}, codec says {wanted}. "
-            "Use the same ones, or init: scratch."
+            "Use the same ones, fewer latent channels, or init: scratch."
         )
+    if found[0] > wanted[0]:
+        by = find_narrowing(codec, _images(batches, config, "narrow", START_IMAGES), wanted[0])
+        codec = narrow_codec(codec, by).requires_grad_(True)
+        by.save(narrowing)
     channels = config.codec.image_channels
     return codec if codec.config.in_channels == channels else widen_channels(codec, channels)
 
@@ -204,9 +215,12 @@ def source_images(data: CodecData, storage: Storage) -> list[Uint8]:
         table = storage.read_table(absolute(data.source))
         files = schema.conform(table, schema.SITES, data.source)["channel_uris"].to_pylist()
     else:
-        files = [[uri] for uri in storage.list_files(absolute(data.source), suffix=".png", recursive=True)]
+        uris = storage.list_files(absolute(data.source), suffix=".png", recursive=True)
+        files = [
+            [uri] for uri in uris if any(fnmatchcase(uri.rpartition("/")[2], name) for name in data.files)
+        ]
     if not files:
-        raise DataError(f"{data.source}: found no images; expected at least two.")
+        raise DataError(f"{data.source}: found no images of {list(data.files)}; expected at least two.")
     chosen = np.unique(np.linspace(0, len(files) - 1, min(len(files), data.max_images)).astype(int))
     images = [MAPPINGS[data.mapping].apply(read_raw(files[i], storage)) for i in chosen]
     scale = data.image.resolution if data.image.fit == "resize" else data.image.scale_to

@@ -15,6 +15,8 @@ import morphoray
 from morphoray.config import RunConfig
 from morphoray.errors import MorphorayError, ResourceError
 
+STREAM_READ_CPUS = 0.5  # of a task that reads sites while others train
+
 
 @dataclass(frozen=True)
 class Resources:
@@ -34,10 +36,14 @@ def encode_resources(config: RunConfig) -> Resources:
 
 
 def train_resources(config: RunConfig) -> Resources:
-    """The fewest training workers; they read their data themselves, so no Ray Data tasks run beside them."""
-    training = config.training
+    """The fewest training workers; with mode: stream the encoding actors and a reading task beside them."""
+    training, encode = config.training, config.encode
     workers = training.min_workers
-    return Resources(workers * training.cpus_per_worker, workers if training.use_gpu else 0)
+    cpus, gpus = workers * training.cpus_per_worker, float(workers if training.use_gpu else 0)
+    if training.mode == "stream":
+        cpus += encode.num_actors * encode.cpus_per_actor + STREAM_READ_CPUS
+        gpus += encode.num_actors * encode.gpus_per_actor
+    return Resources(cpus, gpus)
 
 
 def generate_resources(config: RunConfig) -> Resources:

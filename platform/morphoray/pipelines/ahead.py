@@ -1,5 +1,6 @@
 """How far a stream runs ahead of training: a few blocks, however much memory there is."""
 
+from functools import partial
 from typing import Any
 
 from ray.data._internal.execution.backpressure_policy import (
@@ -13,32 +14,39 @@ from morphoray.pipelines.stream import quiet
 
 # Ray Data itself bounds bytes alone: blocks of a few MB would run ahead by whole epochs. 2.60 has no public
 # way to bound their number; the version is pinned, and tests/test_stream.py counts them.
-WAITING = 2
+READ_AN_ACTOR = 4
+ENCODED_A_WORKER = 2
 
 
 class Ahead(BackpressurePolicy):  # type: ignore[misc]
-    """An operator gets no more input while WAITING blocks for each of its consumers wait behind it."""
+    """Lets a stream of tasks, actors and shards have a few blocks in work for each actor and each shard."""
 
-    def __init__(self, *arguments: Any) -> None:
+    def __init__(self, actors: int, *arguments: Any) -> None:
         super().__init__(*arguments)
+        self._actors = actors
         quiet(self._data_context)  # here, since this is the process that runs the stream
 
     def can_add_input(self, operator: Any) -> bool:
         """Whether Ray Data may start one more task of `operator`."""
-        followers = operator.output_dependencies
-        if not isinstance(operator, MapOperator) or not followers:
+        if not isinstance(operator, MapOperator) or not operator.output_dependencies:
             return True
-        (follower,) = followers
-        state = self._topology[follower]
-        waiting = state.total_enqueued_input_blocks() + operator.num_active_tasks()
+        (follower,) = operator.output_dependencies
+        state, active = self._topology[follower], operator.num_active_tasks()
+        waiting = state.total_enqueued_input_blocks()
         if isinstance(follower, MapOperator):
-            return bool(waiting < WAITING * max(1, follower.num_active_tasks()))
-        # Workers wait for each other at every step: one that starves is served however much another has.
+            return bool(active + waiting < READ_AN_ACTOR * self._actors)
+        if not active and not waiting and self._starves(state):
+            return True
         waiting += state.total_enqueued_output_blocks()
-        return bool(waiting < WAITING * follower.num_output_splits() or state.num_waiting_consumers)
+        return bool(active + waiting < self._actors + ENCODED_A_WORKER * follower.num_output_splits())
+
+    def _starves(self, state: Any) -> bool:
+        """Whether a worker has nothing: the others wait for it at every step, so it is served in any case."""
+        splits = range(state.op.num_output_splits())
+        return not all(state.output_queue.has_next(split) for split in splits)
 
 
-def run_few_ahead(dataset: Any) -> None:
-    """Bound how many blocks of the dataset are made before they are asked for."""
-    policies = [*ENABLED_BACKPRESSURE_POLICIES, Ahead]
+def run_few_ahead(dataset: Any, actors: int) -> None:
+    """Bound how many blocks of the dataset are in work; `actors`: in its second stage."""
+    policies = [*ENABLED_BACKPRESSURE_POLICIES, partial(Ahead, actors)]
     dataset.context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, policies)

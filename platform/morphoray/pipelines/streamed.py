@@ -177,7 +177,7 @@ def stream_of(config: RunConfig, chosen: list[Part]) -> ray.data.Dataset:
     quiet(DataContext.get_current())
     dataset = dataset_of_items([{"epoch": epoch, "number": number} for epoch, number in chosen], stages)
     dataset.context.target_max_block_size = None  # a block is a part, whatever its size
-    run_few_ahead(dataset)
+    run_few_ahead(dataset, encode.num_actors)
     return dataset
 
 

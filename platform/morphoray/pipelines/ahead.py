@@ -48,5 +48,6 @@ class Ahead(BackpressurePolicy):  # type: ignore[misc]
 
 def run_few_ahead(dataset: Any, actors: int) -> None:
     """Bound how many blocks of the dataset are in work; `actors`: in its second stage."""
+    quiet(dataset.context)
     policies = [*ENABLED_BACKPRESSURE_POLICIES, partial(Ahead, actors)]
     dataset.context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, policies)

@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-from ray.data import DataContext
 from ray.train import DataConfig
 
 from morphoray import schema
@@ -21,7 +20,7 @@ from morphoray.pipelines.cluster import STREAM_READ_CPUS
 from morphoray.pipelines.conditions import Conditions, fit_conditions
 from morphoray.pipelines.encode import EncodePart, read_part, read_plan, refuse_bad, sites_to_encode
 from morphoray.pipelines.layout import dataset_of, layout_of, storage_from
-from morphoray.pipelines.stream import Item, Stage, dataset_of_items, pack, quiet, unpack
+from morphoray.pipelines.stream import Item, Stage, dataset_of_items, pack, unpack
 from morphoray.seeds import fingerprint, numpy_generator
 from morphoray.training.consumed import Block, Consumed, Part, sample_seed
 
@@ -174,7 +173,6 @@ def stream_of(config: RunConfig, chosen: list[Part]) -> ray.data.Dataset:
             spreads=True,
         ),
     ]
-    quiet(DataContext.get_current())
     dataset = dataset_of_items([{"epoch": epoch, "number": number} for epoch, number in chosen], stages)
     dataset.context.target_max_block_size = None  # a block is a part, whatever its size
     run_few_ahead(dataset, encode.num_actors)

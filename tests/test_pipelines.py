@@ -168,6 +168,10 @@ def test_what_fits_is_counted_node_by_node(
 
 
 def test_a_worker_that_fits_no_node_is_told_with_the_sizes_of_the_nodes() -> None:
+    beside = Resources(1, 2, elsewhere_cpus=3, elsewhere_gpus=1)
+    assert misfit(beside, [(4, 0), (1, 1)]) is None
+    assert "needs 5 CPUs and 1 GPUs, the cluster has 4 CPUs" in str(misfit(beside, [(2, 0), (2, 1)]))
+    assert "has 8 CPUs and 0 GPUs" in str(misfit(beside, [(8, 0)]))
     told = misfit(Resources(2, 4), [(3, 0), (3, 0), (2, 1)])
     assert told is not None
     assert "needs 2 times 4 CPUs and 0 GPUs, each on one node" in told

@@ -45,7 +45,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_data(commands)
     for name, work, text in (
         ("encode", _encode, "images to latents (imports the dataset first if that isn't done)"),
-        ("train", _train, "latents to a bundle; the same command resumes"),
+        (
+            "train",
+            _train,
+            "latents (or with training.mode: stream images) to a bundle; the same command resumes",
+        ),
         ("run", _run, "import, encode, train and a grid of generated images, skipping what is done"),
         ("screen", _screen, "a library of SMILES to ranked HITS; the same command resumes"),
     ):
@@ -132,8 +136,10 @@ def _dry_run(config: "RunConfig") -> None:
     complete = resolve(config)
     print(complete.to_yaml(), end="")
     print("# resources, each stage at once:")
-    for stage in ("encode", "train", "generate"):
-        print(f"#   {stage}: {getattr(cluster, f'{stage}_resources')(complete)}")
+    streams = complete.training.mode == "stream"
+    for stage in ("train", "generate") if streams else ("encode", "train", "generate"):
+        beside = ", encoding included (training.mode: stream)" if streams and stage == "train" else ""
+        print(f"#   {stage}: {getattr(cluster, f'{stage}_resources')(complete)}{beside}")
 
 
 def _with_config(arguments: argparse.Namespace, work: Callable[["RunConfig"], Any]) -> None:

@@ -112,7 +112,7 @@ class EncodeConfig(Section):
 class TrainingConfig(Section):
     """The optimisation; batch_size is global, whatever the number of workers, and need not divide by it."""
 
-    mode: Literal["latents"] = "latents"
+    mode: Literal["latents", "stream"] = "latents"  # stream: encode while training, and keep no latents
     max_steps: int = Field(1000, ge=1)
     batch_size: int = Field(32, ge=1)
     gradient_accumulation: int = Field(1, ge=1)  # micro-batches a step, cut out of batch_size
@@ -136,7 +136,7 @@ class TrainingConfig(Section):
     num_workers: int | tuple[int, int] = 1  # [least, most]: as many as the cluster has room for, elastically
     resize_every_s: float = Field(60, gt=0)  # how often an elastic run looks for room for another number
     use_gpu: bool = False
-    cpus_per_worker: int = Field(1, ge=1)
+    cpus_per_worker: float = Field(1, gt=0)
     max_failures: int = Field(0, ge=-1)  # restarts from the newest checkpoint; preemptions do not count
 
     @property
@@ -159,6 +159,24 @@ class TrainingConfig(Section):
                 f"batch_size {self.batch_size} is global and must be at least "
                 f"num_workers x gradient_accumulation = {pieces}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _what_a_stream_can(self) -> "TrainingConfig":
+        if self.mode == "latents":
+            return self
+        if self.min_workers != self.max_workers:
+            raise ValueError(
+                f"num_workers must be one number with mode: stream, found {self.num_workers}: an elastic "
+                "number would take the CPUs that encoding needs"
+            )
+        if self.batch_size % self.max_workers:
+            raise ValueError(
+                f"batch_size {self.batch_size} must divide by num_workers {self.num_workers} with mode: "
+                "stream, where every worker gets as many samples"
+            )
+        if self.shuffle_window is not None:
+            raise ValueError("shuffle_window belongs to mode: latents, found mode: stream")
         return self
 
 

@@ -1,5 +1,6 @@
 """The training objective and the randomness of a step, each sample's own."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,17 +24,22 @@ class StepNoise:
     drop: Tensor
 
 
-def draw_noise(
-    seed: int, step: int, slots: range, shape: tuple[int, int, int], num_timesteps: int, dropout: float
-) -> StepNoise:
-    """The noise of the samples at positions `slots` of step `step`'s global batch.
+def slot_seeds(seed: int, step: int, slots: range) -> list[int]:
+    """The seeds of the samples at positions `slots` of step `step`'s global batch.
 
-    A function of (seed, step, slot) alone: not of the number of workers, nor of where a run resumed.
+    Functions of (seed, step, slot) alone: not of the number of workers, nor of where a run resumed.
     """
+    return [derive_seed("train", seed, step, slot) for slot in slots]
+
+
+def draw_noise(
+    seeds: Sequence[int], shape: tuple[int, int, int], num_timesteps: int, dropout: float
+) -> StepNoise:
+    """The noise of samples, each a function of its own seed alone."""
     normals, timesteps, drop = [], [], []
     generator = torch.Generator()
-    for slot in slots:
-        generator.manual_seed(derive_seed("train", seed, step, slot))
+    for seed in seeds:
+        generator.manual_seed(seed)
         normals.append(torch.randn((2, *shape), generator=generator))
         timesteps.append(torch.randint(num_timesteps, (), generator=generator))
         drop.append(torch.rand((), generator=generator) < dropout)

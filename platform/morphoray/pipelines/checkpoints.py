@@ -2,12 +2,13 @@
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
 from morphoray.errors import StorageError
 from morphoray.storage import Storage, is_remote, join
-from morphoray.training.state import Snapshot, TrainingState, load_state, take_snapshot
+from morphoray.training.state import STATE, Snapshot, TrainingState, load_state, take_snapshot
 
 MARKER = "complete.json"
 
@@ -52,6 +53,12 @@ class Checkpoints:
     def newest(self) -> int:
         """The step of the newest complete checkpoint, 0 when there is none."""
         return max(self.steps(), default=0)
+
+    def position(self) -> tuple[int, dict[str, Any] | None]:
+        """Step of the newest complete checkpoint, and what it keeps of the data's position."""
+        step = self.newest()
+        told = self._storage.read_json(join(self._at(step), STATE)) if step else {}
+        return step, told.get("data")
 
     def restore(self, state: TrainingState, step: int | None = None) -> None:
         """Load the checkpoint of step `step` (default: the newest) into `state`; 0 leaves it as it is."""

@@ -15,21 +15,36 @@ import morphoray
 from morphoray.config import RunConfig
 from morphoray.errors import MorphorayError, ResourceError
 
+STREAM_READ_CPUS = 0.5  # of a task that reads sites while others train
+
 
 @dataclass(frozen=True)
 class Resources:
     """What a stage holds at once: its parts start together, and a part lies on one node.
 
     count: workers, actors or replicas of `cpus` and `gpus` each; task_cpus: CPUs of the tasks beside them.
+    elsewhere: what another stage that runs at the same time takes, on whatever nodes.
     """
 
     count: int
     cpus: float
     gpus: float = 0
     task_cpus: float = 0
+    elsewhere_cpus: float = 0
+    elsewhere_gpus: float = 0
+
+    @property
+    def all_cpus(self) -> float:
+        """CPUs of everything."""
+        return self.count * self.cpus + self.task_cpus + self.elsewhere_cpus
+
+    @property
+    def all_gpus(self) -> float:
+        """GPUs of everything."""
+        return self.count * self.gpus + self.elsewhere_gpus
 
     def __str__(self) -> str:
-        return f"{self.count * self.cpus + self.task_cpus:g} CPUs and {self.count * self.gpus:g} GPUs"
+        return f"{self.all_cpus:g} CPUs and {self.all_gpus:g} GPUs"
 
 
 def encode_resources(config: RunConfig) -> Resources:
@@ -39,9 +54,20 @@ def encode_resources(config: RunConfig) -> Resources:
 
 
 def train_resources(config: RunConfig) -> Resources:
-    """The fewest training workers; they read their data themselves, so no Ray Data tasks run beside them."""
-    training = config.training
-    return Resources(training.min_workers, training.cpus_per_worker, int(training.use_gpu))
+    """The fewest training workers; with mode: stream the encoding actors and a reading task beside them."""
+    training, encode = config.training, config.encode
+    elsewhere = gpus = 0.0
+    if training.mode == "stream":
+        # Of what the workers leave Ray Data uses whole CPUs: 1.5 count as 1.
+        elsewhere = math.ceil(encode.num_actors * encode.cpus_per_actor + STREAM_READ_CPUS)
+        gpus = encode.num_actors * encode.gpus_per_actor
+    return Resources(
+        training.min_workers,
+        training.cpus_per_worker,
+        int(training.use_gpu),
+        elsewhere_cpus=elsewhere,
+        elsewhere_gpus=gpus,
+    )
 
 
 def generate_resources(config: RunConfig) -> Resources:
@@ -134,11 +160,12 @@ def room(nodes: Sequence[tuple[float, float]], needs: Resources) -> int:
 def misfit(needs: Resources, nodes: Sequence[tuple[float, float]]) -> str | None:
     """Why the nodes, by CPUs and GPUs, can't hold `needs`, and what to do; None if they can."""
     fit = room(nodes, needs)
-    if fit >= needs.count:
-        return None
     cpus, gpus = (sum(node[kind] for node in nodes) for kind in (0, 1))
+    short = cpus < needs.all_cpus - 1e-6 or gpus < needs.all_gpus - 1e-6
+    if fit >= needs.count and not short:
+        return None
     lower = "lower num_workers, num_actors, cpus_per_worker or cpus_per_actor in the configuration"
-    if cpus < needs.count * needs.cpus + needs.task_cpus or gpus < needs.count * needs.gpus:
+    if short:
         return (
             f"needs {needs}, the cluster has {cpus:g} CPUs and {gpus:g} GPUs. Ray would wait for ever. Add "
             f"nodes, or {lower}."

@@ -45,9 +45,7 @@ def encode(config: RunConfig) -> EncodeSummary:
     Raises BadFractionError past `max_bad_fraction`, FingerprintError if other settings made what is there.
     """
     layout, storage = layout_of(config), storage_from(config.storage)
-    sites = read_sites(config)
-    if config.encode.splits is not None:
-        sites = sites.filter(pc.is_in(sites["split"], pa.array(config.encode.splits, pa.string())))
+    sites = sites_to_encode(config)
     size = config.encode.sites_per_part
     settings = latents_settings(config)
     claim(storage, layout.of_data("latents", "settings.json"), settings, "Latents")
@@ -66,12 +64,24 @@ def encode(config: RunConfig) -> EncodeSummary:
     if items:
         preflight("encode", encode_resources(config))
         _run(config, items, counts, len(sites))
-    if counts["bad"] > config.encode.max_bad_fraction * len(sites):
-        raise BadFractionError(_too_many(config, storage, layout, counts["bad"], len(sites)))
+    refuse_bad(config, counts["bad"], len(sites), layout.of_data("quarantine", "encode"))
     complete = layout.of_data("latents", "complete.json")
     if items or not storage.exists(complete):
         storage.write_json(complete, dict(counts))
     return EncodeSummary(counts["rows"], len(sites), counts["bad"])
+
+
+def sites_to_encode(config: RunConfig) -> pa.Table:
+    """The run's SITES of encode.splits."""
+    sites = read_sites(config)
+    if config.encode.splits is None:
+        return sites
+    return sites.filter(pc.is_in(sites["split"], pa.array(config.encode.splits, pa.string())))
+
+
+def read_plan(config: RunConfig) -> ReadPlan:
+    """How the run's sites become images."""
+    return ReadPlan(config.image, config.encode.read_threads, config.seed)
 
 
 def latents_settings(config: RunConfig) -> dict[str, Any]:
@@ -102,10 +112,9 @@ def finished_parts(storage: Storage, layout: RunLayout, retry_bad: bool) -> dict
 def _run(config: RunConfig, items: list[Item], counts: Counter[str], total: int) -> None:
     encode = config.encode
     layout, storage = layout_of(config), storage_from(config.storage)
-    plan = ReadPlan(config.image, encode.read_threads, config.seed)
     made_by = fingerprint(latents_settings(config))
     stages = [
-        Stage(read_part, {"plan": plan, "storage": dataset_of(config)[2]}),
+        Stage(read_part, {"plan": read_plan(config), "storage": dataset_of(config)[2]}),
         Stage(
             EncodePart,
             {"config": config},
@@ -120,12 +129,17 @@ def _run(config: RunConfig, items: list[Item], counts: Counter[str], total: int)
     for row in stream(items, stages):
         counts.update(rows=row["rows"], bad=row["bad"], sites=row["sites"])
         progress.add(row["sites"], f"  {counts['bad']} quarantined" if counts["bad"] else "")
-        if counts["bad"] > config.encode.max_bad_fraction * total:
-            raise BadFractionError(_too_many(config, storage, layout, counts["bad"], total))
+        refuse_bad(config, counts["bad"], total, layout.of_data("quarantine", "encode"))
 
 
-def _too_many(config: RunConfig, storage: Storage, layout: RunLayout, bad: int, total: int) -> str:
-    folder = layout.of_data("quarantine", "encode")
+def refuse_bad(config: RunConfig, bad: int, total: int, folder: str) -> None:
+    """Raise BadFractionError if `bad` of `total` sites are more than allowed; `folder` has their reasons."""
+    if bad > config.encode.max_bad_fraction * total:
+        raise BadFractionError(_too_many(config, bad, total, folder))
+
+
+def _too_many(config: RunConfig, bad: int, total: int, folder: str) -> str:
+    storage = storage_from(config.storage)
     uris = storage.list_files(folder, suffix=".parquet")
     rows = pa.concat_tables([storage.read_table(uri) for uri in uris]).to_pylist() if uris else []
     first = "\n".join(f"  {row['item']}: {row['reason']}" for row in rows[:5])

@@ -48,9 +48,12 @@ def run_encode(config: RunConfig, address: str | None = None) -> EncodeSummary:
 
 
 def run_train(config: RunConfig, address: str | None = None) -> TrainSummary:
-    """Import and encode if needed, then train."""
+    """Import if needed, and encode unless training.mode is stream; then train."""
     with connected(address):
-        run_encode(config)
+        if config.training.mode == "stream":
+            run_import(config)
+        else:
+            run_encode(config)
         summary = train(resolve(config))
     verb = "was finished before, nothing to do" if summary.finished_before else "finished"
     print(

@@ -44,7 +44,8 @@ def unpack(data: bytes) -> pa.Table:
 class Stage:
     """One step of the stream: a function of an item, or a class whose instances are, kept in actors.
 
-    A class gets `arguments` when its actor starts; a function gets them at every call.
+    A class gets `arguments` when its actor starts; a function gets them at every call. With `spreads` it is
+    given the item as an Arrow table of one row, and returns one of any number.
     """
 
     work: Callable[..., Any]
@@ -52,6 +53,29 @@ class Stage:
     num_actors: int = 0  # 0: tasks, as many as the CPUs allow
     cpus: float = 1
     gpus: float = 0
+    spreads: bool = False
+
+
+def dataset_of_items(items: Sequence[Item], stages: Sequence[Stage]) -> ray.data.Dataset:
+    """The items passed through the stages, each a Ray Data block from the first stage to the last."""
+    dataset = ray.data.from_items(list(items), override_num_blocks=len(items))
+    with warnings.catch_warnings():
+        # Ray 2.60 has no other way to bound a stage's retries; the version is pinned.
+        warnings.filterwarnings("ignore", message=".*ray_remote_args.* is deprecated")
+        for stage in stages:
+            if stage.spreads:
+                whole = {"batch_size": None, "batch_format": "pyarrow"}
+                dataset = dataset.map_batches(stage.work, **whole, **_placement(stage))
+            else:
+                dataset = dataset.map(stage.work, **_placement(stage))
+    return dataset
+
+
+def quiet(context: DataContext) -> None:
+    """Let Ray Data draw no bars and say no more than errors: Progress says it in the run's own words."""
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 def stream(items: Sequence[Item], stages: Sequence[Stage]) -> Iterator[Item]:
@@ -62,18 +86,9 @@ def stream(items: Sequence[Item], stages: Sequence[Stage]) -> Iterator[Item]:
     """
     if not items:
         return
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # Progress says it in the run's own words
-    dataset = ray.data.from_items(list(items), override_num_blocks=len(items))
-    with warnings.catch_warnings():
-        # Ray 2.60 has no other way to bound a stage's retries; the version is pinned.
-        warnings.filterwarnings("ignore", message=".*ray_remote_args.* is deprecated")
-        for stage in stages:
-            dataset = dataset.map(stage.work, **_placement(stage))
+    quiet(DataContext.get_current())
     try:
-        yield from dataset.iter_rows()
+        yield from dataset_of_items(items, stages).iter_rows()
     except MorphorayError:
         raise
     except Exception as error:

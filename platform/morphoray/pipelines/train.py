@@ -1,7 +1,9 @@
 """LATENTS to a bundle: Ray Train places the workers, the loop in `training` does the work."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from morphoray.config import RunConfig, build
@@ -20,6 +22,8 @@ from morphoray.storage import Storage
 
 if TYPE_CHECKING:
     from morphoray.diffusion.bundle import Bundle
+    from morphoray.pipelines.checkpoints import Checkpoints
+    from morphoray.training.latents import Latents
 
 # Settings that say where and how often, and change no number: a run may be resumed with others.
 PLACEMENT = {
@@ -68,8 +72,6 @@ def train(config: RunConfig) -> TrainSummary:
 
     Raises FingerprintError for other settings, ResourceError for too small a cluster.
     """
-    from morphoray.pipelines.trainer import run_workers
-
     layout, storage = layout_of(config), storage_from(config.storage)
     claim(storage, layout.of("checkpoints", "settings.json"), training_settings(config), "Checkpoints")
     done = _finished(storage, config)
@@ -77,13 +79,26 @@ def train(config: RunConfig) -> TrainSummary:
         return done
     fit_conditions(config)
     preflight("train", train_resources(config))
-    run_workers(train_worker, {"config": config.model_dump(mode="json")}, config.training)
+    run_workers(config, train_worker)
     finished = _finished(storage, config)
     if finished is None:
         raise MorphorayError(
             f"training ended, but {layout.bundle} is not complete. Run the same command again."
         )
     return TrainSummary(finished.bundle, finished.fingerprint, finished.steps, False)
+
+
+def run_workers(config: RunConfig, worker: Callable[[dict[str, Any]], None]) -> None:
+    """Run `worker` in every process of a Ray Train worker group, with the stream if the run has one."""
+    from morphoray.pipelines import trainer
+
+    data: dict[str, Any] = {}
+    if config.training.mode == "stream":
+        from morphoray.pipelines.streamed import NAME, Shards, training_stream
+
+        stream = partial(training_stream, config, checkpoints_of(config))
+        data = {"datasets": {NAME: stream}, "dataset_config": Shards()}
+    trainer.run_workers(worker, {"config": config.model_dump(mode="json")}, config.training, data)
 
 
 def _finished(storage: Storage, config: RunConfig) -> TrainSummary | None:
@@ -101,32 +116,34 @@ def _finished(storage: Storage, config: RunConfig) -> TrainSummary | None:
 def train_worker(arguments: dict[str, Any]) -> None:
     """What every Ray Train worker runs; rank 0 writes checkpoints, metrics, samples and the bundle."""
     from morphoray.pipelines.background import Background
-    from morphoray.pipelines.checkpoints import Checkpoints
     from morphoray.pipelines.record import Recorder
+    from morphoray.pipelines.streamed import open_stream
     from morphoray.training.loop import Hooks, make_accelerator, make_state
     from morphoray.training.loop import train as run_loop
 
     config = build(RunConfig, arguments["config"], "")
-    layout, storage = layout_of(config), storage_from(config.storage)
     training = config.training
     conditions = fit_conditions(config)
     accelerator = make_accelerator(training)
     bundle = _fresh_bundle(config, conditions)
-    data = open_training_data(config, conditions)
     state = make_state(bundle, training)
-    checkpoints = Checkpoints(
-        storage, layout.checkpoints, fingerprint(training_settings(config)), training.keep_checkpoints
-    )
+    checkpoints = checkpoints_of(config)
     main = accelerator.is_main_process
     resumed = _agreed(checkpoints.newest() if main else 0)
     checkpoints.restore(state, resumed)
+    if training.mode == "stream":
+        data: Latents = open_stream(
+            config, conditions, bundle.latent_shape(config.image.resolution), state.data
+        )
+    else:
+        data = open_training_data(config, conditions)
     with Background() as background:
         recorder = Recorder(config, bundle, conditions, checkpoints, background, main, resumed)
         if main:
             parameters = sum(value.numel() for value in bundle.denoiser.parameters())
             start = f"resuming at step {resumed}" if resumed else "starting"
             print(
-                f"train: {len(data)} latents of {tuple(data.shape)}, {parameters / 1e6:.1f} M parameters, "
+                f"train: {_described(data)}, {parameters / 1e6:.1f} M parameters, "
                 f"{accelerator.num_processes} workers; {start} of {training.max_steps}",
                 flush=True,
             )
@@ -135,6 +152,25 @@ def train_worker(arguments: dict[str, Any]) -> None:
         run_loop(bundle, data, training, config.seed, dropout, accelerator, state, hooks)
         if main:
             recorder.finish(state)
+
+
+def checkpoints_of(config: RunConfig) -> "Checkpoints":
+    """The run's checkpoints."""
+    from morphoray.pipelines.checkpoints import Checkpoints
+
+    made_by, keep = fingerprint(training_settings(config)), config.training.keep_checkpoints
+    return Checkpoints(storage_from(config.storage), layout_of(config).checkpoints, made_by, keep)
+
+
+def _described(data: "Latents") -> str:
+    from morphoray.training.streamed import Streamed
+
+    shape = tuple(data.shape)
+    if not isinstance(data, Streamed):
+        return f"{len(data)} latents of {shape}"
+    epoch, left = data.consumed.left()
+    parts = f"{left} of {data.consumed.per_epoch} parts left of epoch {epoch + 1}"
+    return f"{len(data)} latents of {shape} an epoch, encoded as they are needed, {parts}"
 
 
 def _agreed(step: int) -> int:

@@ -2,7 +2,7 @@
 
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -19,9 +19,14 @@ PEER_LOST = ("Connection closed by peer", "Connection reset by peer", "DistBacke
 
 
 def run_workers(
-    work: Callable[[dict[str, Any]], None], arguments: dict[str, Any], training: TrainingConfig
+    work: Callable[[dict[str, Any]], None],
+    arguments: dict[str, Any],
+    training: TrainingConfig,
+    data: Mapping[str, Any],
 ) -> None:
     """Run `work(arguments)` in every worker, again after a failure up to training.max_failures times.
+
+    data: the trainer's `datasets` and `dataset_config` where workers take shards of a stream, else empty.
 
     Raises the MorphorayError that a worker raised, or one that tells which workers were lost.
     """
@@ -29,6 +34,7 @@ def run_workers(
         trainer = _trainer(
             train_loop_per_worker=work,
             train_loop_config=arguments,
+            **data,
             scaling_config=_scaling(training),
             # Checkpoints are ours, under run_dir; a fresh name keeps Ray from taking the run for finished.
             run_config=RunConfig(

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,13 @@ class Ordered(Protocol):
     """Latents in the order of training."""
 
     def at(self, step: int, batch_size: int, slots: range) -> "LatentSet":
-        """The samples at `slots` of step `step`'s global batch, a function of these and the seed alone."""
+        """The samples at `slots` of step `step`'s global batch."""
+
+    def position(self) -> dict[str, Any] | None:
+        """What a checkpoint keeps of where the data are; None where the step tells it.
+
+        Called on every process at once.
+        """
 
 
 class Latents(Protocol):
@@ -42,13 +48,15 @@ class Latents(Protocol):
 class LatentSet:
     """n posteriors and the perturbation of each.
 
-    mean, std: (n, C, H, W) float16, raw latents; row: (n,) int64 into vectors; vectors: (m, width) float32.
+    mean, std: (n, C, H, W) float16, raw latents; row: (n,) int64 into vectors; vectors: (m, width) float32;
+    seeds: of each sample's noise, None where its place in the batch gives it.
     """
 
     mean: Tensor
     std: Tensor
     row: Tensor
     vectors: Tensor
+    seeds: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.mean)
@@ -66,7 +74,8 @@ class LatentSet:
     def take(self, indices: np.ndarray) -> "LatentSet":
         """The rows at `indices`, in that order."""
         index = torch.from_numpy(indices)
-        return LatentSet(self.mean[index], self.std[index], self.row[index], self.vectors)
+        seeds = None if self.seeds is None else tuple(self.seeds[place] for place in indices.tolist())
+        return LatentSet(self.mean[index], self.std[index], self.row[index], self.vectors, seeds)
 
     def sample(self, part: slice, posterior: Tensor, scaling_factor: float) -> tuple[Tensor, Tensor]:
         """Scaled latents (k, C, H, W) float32 drawn from the posteriors in `part`, and their vectors.
@@ -87,6 +96,9 @@ class Shuffled:
         """The samples at `slots` of step `step`'s global batch."""
         return self._rows.take(self._order.samples(step, batch_size, slots))
 
+    def position(self) -> None:
+        """The step tells it."""
+
 
 def joined(pieces: Sequence[LatentSet]) -> LatentSet:
     """The rows of several sets that share their vectors, one after the other."""
@@ -95,7 +107,8 @@ def joined(pieces: Sequence[LatentSet]) -> LatentSet:
     mean, std, row = (
         torch.cat([getattr(piece, name) for piece in pieces]) for name in ("mean", "std", "row")
     )
-    return LatentSet(mean, std, row, pieces[0].vectors)
+    seeds = None if pieces[0].seeds is None else tuple(seed for piece in pieces for seed in piece.seeds or ())
+    return LatentSet(mean, std, row, pieces[0].vectors, seeds)
 
 
 class Span(NamedTuple):

@@ -14,7 +14,7 @@ from torch import nn
 
 from morphoray.config import TrainingConfig
 from morphoray.diffusion.bundle import Bundle
-from morphoray.diffusion.objective import draw_noise, loss_weights, target, weighted_mse
+from morphoray.diffusion.objective import draw_noise, loss_weights, slot_seeds, target, weighted_mse
 from morphoray.errors import DataError
 from morphoray.training.latents import Latents
 from morphoray.training.state import TrainingState
@@ -115,8 +115,9 @@ def train(
     while state.step < config.max_steps:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, state.step)
-        noise = draw_noise(seed, state.step, slots, data.shape, num_timesteps, dropout)
         chosen = ordered.at(state.step, config.batch_size, slots)
+        seeds = chosen.seeds or slot_seeds(seed, state.step, slots)
+        noise = draw_noise(seeds, data.shape, num_timesteps, dropout)
         step_loss = torch.zeros((), device=accelerator.device)
         for part in parts:
             tensors = (
@@ -163,6 +164,8 @@ def train(
                 }
             )
             losses = []
+        if checkpoint:
+            state.data = ordered.position()
         if accelerator.is_main_process:
             if checkpoint:
                 hooks.save(state)

@@ -20,7 +20,7 @@ class TrainingState:
     """What a step reads and changes.
 
     Every random number is a function of (seed, step, sample), so the step is the whole data position and
-    no generator has a state of its own.
+    no generator has a state of its own; `data` is the position of samples that come in no promised order.
     """
 
     model: nn.Module
@@ -28,6 +28,7 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     scaler: Any = None  # torch's GradScaler in fp16
     step: int = 0
+    data: dict[str, Any] | None = None
 
     def ema_weights(self) -> dict[str, Tensor]:
         """The averaged weights by the model's parameter names; buffers as they are."""
@@ -69,6 +70,7 @@ def take_snapshot(state: TrainingState, fingerprint: str) -> Snapshot:
         "fingerprint": fingerprint,
         "ema_steps": state.ema.optimization_step,
         "scaler": state.scaler.state_dict() if state.scaler is not None else None,
+        "data": state.data,
         "torch": torch.__version__,
     }
     copies = {
@@ -112,4 +114,4 @@ def load_state(state: TrainingState, folder: Path, fingerprint: str) -> None:
     state.optimizer.load_state_dict({"state": values, "param_groups": whole["param_groups"]})
     if state.scaler is not None and told["scaler"] is not None:
         state.scaler.load_state_dict(told["scaler"])
-    state.step = int(told["step"])
+    state.step, state.data = int(told["step"]), told.get("data")

@@ -78,6 +78,9 @@ class WindowReader:
         places = self._order.places(step, batch_size, slots)
         return joined([self._rows(number).take(rows) for number, rows in places])
 
+    def position(self) -> None:
+        """The step tells it."""
+
     def _rows(self, number: int) -> LatentSet:
         for other in [key for key in self._windows if key not in (number, number + 1)]:
             self._windows.pop(other).cancel()

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -158,10 +159,7 @@ def test_encoding_loses_no_row_and_makes_none_twice(
     cluster: Cluster, config: Path, encoded: Path, tmp_path: Path, victim: str
 ) -> None:
     run = tmp_path / "run"
-
-    def command() -> Command:
-        return encode(cluster, config, run)
-
+    command = partial(encode, cluster, config, run)
     said = killed_thrice(command, run / "latents", "*.counts.json", cluster, victim, "EncodePart")
     assert "encode: 3840 latents of 48 sites, 0 quarantined" in said
     assert files_of(run / "latents") == files_of(encoded / "latents")
@@ -189,10 +187,7 @@ def test_generating_loses_no_image_and_makes_none_twice(
     cluster: Cluster, tiny_bundle: Path, images: Path, tmp_path: Path, victim: str
 ) -> None:
     parts = tmp_path / "images" / "parts"
-
-    def command() -> Command:
-        return generate(cluster, tiny_bundle, tmp_path / "images")
-
+    command = partial(generate, cluster, tiny_bundle, tmp_path / "images")
     said = killed_thrice(command, parts, "*.parquet", cluster, victim, "GeneratePart")
     assert "generate: 280 images" in said
     assert files_of(parts) == files_of(images / "parts")

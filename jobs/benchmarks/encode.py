@@ -31,7 +31,15 @@ from morphoray.imaging.channels import MAPPINGS
 from morphoray.imaging.crops import VIEWS
 from morphoray.pipelines.cluster import connected, use_threads
 from morphoray.pipelines.codecs import local_bundle_config
-from morphoray.pipelines.encode import EncodePart, ReadPlan, encode, read_part, site_images, write_part
+from morphoray.pipelines.encode import (
+    EncodePart,
+    ReadPlan,
+    encode,
+    read_part,
+    read_plan,
+    site_images,
+    write_part,
+)
 from morphoray.pipelines.layout import dataset_of, layout_of, storage_from
 from morphoray.pipelines.sites import read_sites
 from morphoray.pipelines.stream import pack
@@ -75,7 +83,7 @@ def measure(folder: Path, parts: int, sites_per_part: int, repeats: int) -> Figu
 
 def _images_in_memory(config: RunConfig, sites: int) -> list[np.ndarray]:
     """What the pipeline feeds the codec for the first `sites` sites: uint8 (crops, K, R, R) a view."""
-    plan = ReadPlan(config.image, config.encode.read_threads, config.seed)
+    plan = read_plan(config)
     rows = read_sites(config).slice(0, sites).to_pylist()
     storage = dataset_of(config)[2]
     images = np.concatenate([site_images(row["channel_uris"], row["site_id"], plan, storage) for row in rows])

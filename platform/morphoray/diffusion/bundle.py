@@ -91,8 +91,9 @@ def new_bundle(
 def _fitted(unet: UNet2DConditionModel, vae: AutoencoderKL, folder: Path | None) -> UNet2DConditionModel:
     """The denoiser, folded where the autoencoder is narrower than the one of its training."""
     by = Narrowing.load(folder) if folder is not None else None
-    narrowed = by is not None and by.down.shape == (vae.config.latent_channels, unet.config.in_channels)
-    return narrow_denoiser(unet, by) if by is not None and narrowed else unet
+    if by is None or by.down.shape != (vae.config.latent_channels, unet.config.in_channels):
+        return unet
+    return narrow_denoiser(unet, by)
 
 
 def _check_channels(unet: UNet2DConditionModel, vae: AutoencoderKL, source: Path) -> None:

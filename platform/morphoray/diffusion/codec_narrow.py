@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
-from morphoray.diffusion.codec import encode_posterior
+from morphoray.diffusion.codec import encode_posterior, scale_latents
 
 NARROWING = "narrowing.safetensors"  # beside the narrow codec's weights
 STEP = 0.3  # of one latent, to see what it does to the image
@@ -44,17 +44,16 @@ class Narrowing:
 def find_narrowing(codec: AutoencoderKL, images: npt.NDArray[np.uint8], channels: int) -> Narrowing:
     """The `channels` directions that contribute most to the variance of `images` (N, K, H, W) uint8.
 
-    With C the covariance of a position's latents and JᵀJ that of the decoder's Jacobian, averaged over
-    positions, they are the leading eigenvectors of C^½ JᵀJ C^½; each gets unit variance over `images`.
+    With C the covariance of a position's latents and J the decoder's Jacobian for one in the middle, they are
+    the leading eigenvectors of C^½ JᵀJ C^½, JᵀJ summed over images; each gets unit variance over `images`.
     """
-    factor = float(codec.config.scaling_factor)
-    scaled = torch.from_numpy(encode_posterior(codec, images)[0]) * factor
-    latents = scaled.movedim(1, -1).flatten(0, 2)
+    raw = torch.from_numpy(encode_posterior(codec, images)[0])
+    latents = scale_latents(codec, raw).movedim(1, -1).flatten(0, 2)
     mean = latents.mean(0)
     values, vectors = torch.linalg.eigh(torch.cov((latents - mean).T))
     values = values.clamp(min=1e-8)
     root, inverse = (vectors @ torch.diag(values**power) @ vectors.T for power in (0.5, -0.5))
-    effect = sum((_effect(codec, part / factor) for part in torch.split(scaled, BATCH)), torch.zeros(()))
+    effect = sum((_effect(codec, part) for part in torch.split(raw, BATCH)), torch.zeros(()))
     directions = torch.linalg.eigh(root @ effect @ root)[1].flip(1)[:, :channels]
     return Narrowing(directions.T @ inverse, root @ directions, mean)
 
@@ -78,19 +77,15 @@ def narrow_codec(codec: AutoencoderKL, by: Narrowing) -> AutoencoderKL:
 
     Near the border the decoder sees zeros where the wide one saw minus its mean: train it afterwards.
     """
-    narrow, factor = by.down.shape[0], float(codec.config.scaling_factor)
+    (narrow, wide), factor = by.down.shape, float(codec.config.scaling_factor)
     config = dict(codec.config) | {"latent_channels": narrow, "scaling_factor": 1.0}
     twin = AutoencoderKL.from_config(config)
     state = {name: value.clone() for name, value in codec.state_dict().items()}
-    wide = by.down.shape[1]
-    quant = state["quant_conv.weight"][:, :, 0, 0], state["quant_conv.bias"]
-    outwards = by.down * factor @ quant[0][:wide]
-    state["encoder.conv_out.weight"], bias = (
-        torch.einsum("kc,cijl->kijl", outwards, state["encoder.conv_out.weight"]),
-        outwards @ state["encoder.conv_out.bias"] + by.down @ (quant[1][:wide] * factor - by.mean),
-    )
-    zeros = torch.zeros_like(state["encoder.conv_out.weight"])
-    state["encoder.conv_out.weight"] = torch.cat([state["encoder.conv_out.weight"], zeros])
+    outwards = by.down * factor @ state["quant_conv.weight"][:wide, :, 0, 0]
+    weight = torch.einsum("kc,cijl->kijl", outwards, state["encoder.conv_out.weight"])
+    constant = by.down @ (state["quant_conv.bias"][:wide] * factor - by.mean)
+    bias = outwards @ state["encoder.conv_out.bias"] + constant
+    state["encoder.conv_out.weight"] = torch.cat([weight, torch.zeros_like(weight)])
     state["encoder.conv_out.bias"] = torch.cat([bias, torch.full((narrow,), LOG_VARIANCE)])
     inwards = state["post_quant_conv.weight"][:, :, 0, 0] / factor
     kernel = state["decoder.conv_in.weight"]

@@ -19,7 +19,7 @@ from morphoray.evaluation.results import CONDITIONAL, FRECHET, PerturbationResul
 from morphoray.imaging.png import decode_png
 from morphoray.perturbations.base import Perturbation, from_rows
 from morphoray.pipelines.codecs import local_bundle_config
-from morphoray.pipelines.encode import ReadPlan, site_images
+from morphoray.pipelines.encode import read_plan, site_images
 from morphoray.pipelines.generate import read_images
 from morphoray.pipelines.layout import dataset_of, layout_of, storage_from
 from morphoray.pipelines.sites import read_sites
@@ -61,7 +61,7 @@ def real_images(
         raise DataError(
             f"{perturbation_id}: found no real sites in the experiments {', '.join(experiments)}."
         )
-    plan = ReadPlan(config.image, config.encode.read_threads, config.seed)
+    plan = read_plan(config)
     storage = dataset_of(config)[2]
 
     def read(row: dict[str, Any]) -> np.ndarray | None:

@@ -110,18 +110,11 @@ def finished_parts(storage: Storage, layout: RunLayout, retry_bad: bool) -> dict
 
 
 def _run(config: RunConfig, items: list[Item], counts: Counter[str], total: int) -> None:
-    encode = config.encode
     layout, storage = layout_of(config), storage_from(config.storage)
     made_by = fingerprint(latents_settings(config))
     stages = [
         Stage(read_part, {"plan": read_plan(config), "storage": dataset_of(config)[2]}),
-        Stage(
-            EncodePart,
-            {"config": config},
-            num_actors=encode.num_actors,
-            cpus=encode.cpus_per_actor,
-            gpus=encode.gpus_per_actor,
-        ),
+        encoding_stage(config, EncodePart, {"config": config}),
         Stage(write_part, {"layout": layout, "storage": storage, "made_by": made_by}, cpus=0.5),
     ]
     progress = Progress("encode", total, "sites")
@@ -130,6 +123,14 @@ def _run(config: RunConfig, items: list[Item], counts: Counter[str], total: int)
         counts.update(rows=row["rows"], bad=row["bad"], sites=row["sites"])
         progress.add(row["sites"], f"  {counts['bad']} quarantined" if counts["bad"] else "")
         refuse_bad(config, counts["bad"], total, layout.of_data("quarantine", "encode"))
+
+
+def encoding_stage(config: RunConfig, work: type, arguments: dict[str, Any], spreads: bool = False) -> Stage:
+    """The stage whose actors hold the codec, as many and as large as the run's encode section has them."""
+    encode = config.encode
+    return Stage(
+        work, arguments, encode.num_actors, encode.cpus_per_actor, encode.gpus_per_actor, spreads=spreads
+    )
 
 
 def refuse_bad(config: RunConfig, bad: int, total: int, folder: str) -> None:

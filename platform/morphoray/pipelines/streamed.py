@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 from ray.train import DataConfig
 
@@ -18,9 +17,17 @@ from morphoray.pipelines.ahead import run_few_ahead
 from morphoray.pipelines.checkpoints import Checkpoints
 from morphoray.pipelines.cluster import STREAM_READ_CPUS
 from morphoray.pipelines.conditions import Conditions, fit_conditions
-from morphoray.pipelines.encode import EncodePart, read_part, read_plan, refuse_bad, sites_to_encode
+from morphoray.pipelines.encode import (
+    EncodePart,
+    encoding_stage,
+    read_part,
+    read_plan,
+    refuse_bad,
+    sites_to_encode,
+)
 from morphoray.pipelines.layout import dataset_of, layout_of, storage_from
 from morphoray.pipelines.stream import Item, Stage, dataset_of_items, pack, unpack
+from morphoray.pipelines.training_data import rows_to_train_on
 from morphoray.seeds import fingerprint, numpy_generator
 from morphoray.training.consumed import Block, Consumed, Part, sample_seed
 
@@ -47,10 +54,7 @@ class Parts:
     """The training sites in parts: all of them in another order every epoch, cut where encoding cuts them."""
 
     def __init__(self, config: RunConfig, known: list[str]) -> None:
-        sites = sites_to_encode(config)
-        training = pc.equal(sites["split"], "train")
-        used = pc.is_in(sites["perturbation_id"], pa.array(known, pa.string()))
-        self.sites = sites.filter(pc.and_(training, used))
+        self.sites = rows_to_train_on(sites_to_encode(config), known)
         if not len(self.sites):
             raise DataError("found no sites to train on. Are the filters, or the splits, too narrow?")
         self._seed, self._size = config.seed, config.encode.sites_per_part
@@ -161,21 +165,14 @@ def parts_to_do(parts: Parts, consumed: Consumed, samples: int, spare: int, good
 
 def stream_of(config: RunConfig, chosen: list[Part]) -> ray.data.Dataset:
     """The dataset whose blocks are these parts, encoded when they are asked for."""
-    encode, text = config.encode, config.model_dump_json()
+    text = config.model_dump_json()
     stages = [
         Stage(read_item, {"config": text}, cpus=STREAM_READ_CPUS),
-        Stage(
-            EncodeBlock,
-            {"config": text},
-            num_actors=encode.num_actors,
-            cpus=encode.cpus_per_actor,
-            gpus=encode.gpus_per_actor,
-            spreads=True,
-        ),
+        encoding_stage(config, EncodeBlock, {"config": text}, spreads=True),
     ]
     dataset = dataset_of_items([{"epoch": epoch, "number": number} for epoch, number in chosen], stages)
     dataset.context.target_max_block_size = None  # a block is a part, whatever its size
-    run_few_ahead(dataset, encode.num_actors)
+    run_few_ahead(dataset, config.encode.num_actors)
     return dataset
 
 

@@ -117,7 +117,6 @@ def train_worker(arguments: dict[str, Any]) -> None:
     """What every Ray Train worker runs; rank 0 writes checkpoints, metrics, samples and the bundle."""
     from morphoray.pipelines.background import Background
     from morphoray.pipelines.record import Recorder
-    from morphoray.pipelines.streamed import open_stream
     from morphoray.training.loop import Hooks, make_accelerator, make_state
     from morphoray.training.loop import train as run_loop
 
@@ -132,6 +131,8 @@ def train_worker(arguments: dict[str, Any]) -> None:
     resumed = _agreed(checkpoints.newest() if main else 0)
     checkpoints.restore(state, resumed)
     if training.mode == "stream":
+        from morphoray.pipelines.streamed import open_stream
+
         data: Latents = open_stream(
             config, conditions, bundle.latent_shape(config.image.resolution), state.data
         )

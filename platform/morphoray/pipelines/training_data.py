@@ -1,5 +1,6 @@
 """LATENTS as training data: which rows of which parts a run learns from, and how they are read."""
 
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
 INDEX_THREADS = 16  # each reads two small columns of a part
 
 
+def rows_to_train_on(table: pa.Table, known: Iterable[str]) -> pa.Table:
+    """The rows of SITES or LATENTS of split `train` whose perturbation is a known one, which has a vector."""
+    used = pc.is_in(table["perturbation_id"], pa.array(list(known), pa.string()))
+    return table.filter(pc.and_(pc.equal(table["split"], "train"), used))
+
+
 def open_training_data(config: RunConfig, conditions: Conditions) -> "Latents":
     """The run's training latents: split `train`, perturbations that have a vector, as it is set to read them.
 
@@ -26,12 +33,10 @@ def open_training_data(config: RunConfig, conditions: Conditions) -> "Latents":
 
     storage = storage_from(config.storage)
     uris = storage.list_files(layout_of(config).latents, suffix=".parquet")
-    known = pa.array(list(conditions.vectors), pa.string())
 
     def read(uri: str, columns: list[str]) -> pa.Table:
         table = storage.read_table(uri, columns=[*columns, "perturbation_id", "split"])
-        keep = pc.and_(pc.equal(table["split"], "train"), pc.is_in(table["perturbation_id"], known))
-        return table.filter(keep)
+        return rows_to_train_on(table, conditions.vectors)
 
     with ThreadPoolExecutor(INDEX_THREADS) as pool:
         index = list(pool.map(lambda uri: read(uri, []), uris))

@@ -58,9 +58,7 @@ class CodecTraining(BaseModel):
     feature_weight: float = Field(default=0.0, ge=0)
     statistics_weight: float = Field(default=0.0, ge=0)  # likewise a share; of activations' statistics
     statistics_crop: int = Field(default=40, ge=16)  # side of the cut-out that they are taken of, pixels
-    latent_noise: float = Field(
-        default=0.0, ge=0
-    )  # typical noise of the decoder's input, in latent deviations
+    latent_noise: float = Field(default=0.0, ge=0)  # of the decoder's input, in deviations of the latents
     texture_from: int = Field(default=500, ge=0)  # the step from which spectrum and discriminator count
     texture_ramp: int = Field(default=200, ge=1)  # steps over which their weights then grow
     checkpoint_every: int = Field(default=500, ge=1)
@@ -161,16 +159,15 @@ def _adversarial(
     return adversarial
 
 
-def _window(training: CodecTraining, step: int, images: torch.Tensor) -> tuple[slice, slice, slice, slice]:
+def _window(training: CodecTraining, step: int, images: torch.Tensor) -> tuple[Any, ...]:
     """Where the statistics of a step are taken: the same square of every image."""
     generator = numpy_generator("statistics", training.seed, step)
-    sides = [min(training.statistics_crop, length) for length in images.shape[2:]]
-    corner = [
-        int(generator.integers(length - side + 1))
-        for length, side in zip(images.shape[2:], sides, strict=True)
-    ]
-    rows, columns = (slice(start, start + side) for start, side in zip(corner, sides, strict=True))
-    return slice(None), slice(None), rows, columns
+    cuts = []
+    for length in images.shape[2:]:
+        side = min(training.statistics_crop, length)
+        start = int(generator.integers(length - side + 1))
+        cuts.append(slice(start, start + side))
+    return (..., *cuts)
 
 
 def _decoder_input(
@@ -183,9 +180,8 @@ def _decoder_input(
     """
     mean = posterior.mean
     generator = torch.Generator().manual_seed(derive_seed(training.seed, "posterior", step))
-    latents: torch.Tensor = mean + posterior.std * torch.randn(mean.shape, generator=generator).to(
-        mean.device
-    )
+    drawn = torch.randn(mean.shape, generator=generator).to(mean.device)
+    latents: torch.Tensor = mean + posterior.std * drawn
     if training.latent_noise:
         sigma = training.latent_noise * torch.randn((len(mean), 1, 1, 1), generator=generator).abs()
         noise = (sigma * torch.randn(mean.shape, generator=generator)).to(mean.device)

@@ -360,6 +360,40 @@ training: {{max_steps: 2, batch_size: 2, texture_from: 0}}
     assert load_codec(vae).config.latent_channels == 32
 
 
+def test_a_run_narrows_the_files_that_match_and_keeps_what_it_narrowed_by(
+    crops: np.ndarray, tmp_path: Path
+) -> None:
+    (tmp_path / "images").mkdir()
+    for i, image in enumerate(crops[:12]):
+        (tmp_path / "images" / f"{'ab'[i % 2]}_{i}.png").write_bytes(encode_png(image))
+
+    def run(name: str, init: str, *more: str) -> Path:
+        text = (
+            f"{{run_dir: {tmp_path / name}, init: {init}, extractor: null, card_images: 4, test_data: null}}"
+        )
+        data = f"data={{kind: folder, source: {tmp_path / 'images'}, files: ['a_*'], held_out: 2}}"
+        training = "training={trainable: decoder, max_steps: 1, batch_size: 2, texture_from: 0}"
+        words = [data, training, "codec.latent_channels=12", *more]
+        return Path(run_codec(parse_codec_run(text, "test", words)))
+
+    first = run("first", "shipped")
+    by = Narrowing.load(first)
+    assert by is not None and by.down.shape == (12, 32)
+    assert load_codec(first).config.latent_channels == 12
+    (tmp_path / "other" / "narrowing").mkdir(parents=True)  # found by another machine, with other signs
+    (kept,) = (tmp_path / "first" / "narrowing").iterdir()
+    turned = Narrowing(-by.down, -by.up, by.mean)
+    (tmp_path / "other" / "narrowing" / kept.name).mkdir()
+    turned.save(tmp_path / "other" / "narrowing" / kept.name)
+    resumed = Narrowing.load(run("other", "shipped"))
+    assert resumed is not None and torch.equal(resumed.down, turned.down)
+    again = Narrowing.load(run("again", str(first)))
+    assert again is not None and torch.equal(again.down, by.down)
+    assert Narrowing.load(run("moved", str(first), "training.trainable=all")) is None
+    with pytest.raises(DataError, match=r"no images of \['c_\*'\]"):
+        run("none", "shipped", "data.files=[c_*]")
+
+
 def test_unknown_key_of_a_codec_run_lists_the_known() -> None:
     with pytest.raises(ConfigError, match=r"training.steps: unknown key.*max_steps"):
         parse_codec_run("{run_dir: x, training: {steps: 3}}", "test")

@@ -10,6 +10,7 @@ import torch
 
 from morphoray.errors import ConfigError, DataError, MissingObjectError, StorageError
 from morphoray.evaluation import distances, features
+from morphoray.evaluation.classifier import fit_classifier
 from morphoray.evaluation.statistics import paired_difference
 from morphoray.imaging.png import decode_png, encode_png
 
@@ -272,3 +273,36 @@ def test_torchscript_extractor(means: Path) -> None:
         features.load_extractor(f"torchscript:{path}")
     with pytest.raises(MissingObjectError):
         features.load_extractor(f"torchscript:{path}.absent")
+
+
+def test_classifier_weighs_classes_alike_and_counts_recall(rng: np.random.Generator) -> None:
+    means = {"a": (0, 0), "b": (4, 0), "c": (0, 4)}
+    few = {name: rng.normal(mean, 0.5, (5 if name == "a" else 200, 2)) for name, mean in means.items()}
+    classifier = fit_classifier(few)
+    found = classifier.recall({name: rng.normal(mean, 0.5, (200, 2)) for name, mean in means.items()})
+    assert min(found.values()) > 0.97
+    assert classifier(np.array([[4.0, 0.0], [0.0, 4.0]])) == ["b", "c"]
+    assert classifier.recall({"a": few["b"]}) == {"a": 0.0}
+
+
+def test_classifier_finds_the_minimum_of_its_loss(rng: np.random.Generator) -> None:
+    sets = {"a": rng.normal(0, 1, (30, 3)), "b": rng.normal(1, 1, (60, 3))}
+    found = fit_classifier(sets, penalty=0.1)
+    # Of two classes only the difference counts: a one-dimensional logistic loss, by its gradient.
+    rows = (np.concatenate([*sets.values()]) - found.mean) / found.deviation
+    wanted = np.repeat([0.0, 1.0], [30, 60])
+    share = np.repeat([1 / 60, 1 / 120], [30, 60])
+    score = rows @ (found.weights[:, 1] - found.weights[:, 0]) + found.bias[1] - found.bias[0]
+    residual = share * (1 / (1 + np.exp(-score)) - wanted)
+    assert np.abs(rows.T @ residual + 0.1 * found.weights[:, 1]).max() < 1e-4
+    assert abs(residual.sum()) < 1e-4
+
+
+def test_classifier_says_what_it_lacks() -> None:
+    rows = np.eye(4)
+    with pytest.raises(DataError, match="expected two or more, none empty"):
+        fit_classifier({"a": rows})
+    with pytest.raises(DataError, match=r"empty: \['b'\]"):
+        fit_classifier({"a": rows, "b": rows[:0]})
+    with pytest.raises(DataError, match=r"found classes \['z'\]"):
+        fit_classifier({"a": rows[:2], "b": rows[2:]}).recall({"z": rows})

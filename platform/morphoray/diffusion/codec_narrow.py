@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import safetensors.torch
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from safetensors.torch import load_file, save_file
 
 from morphoray.diffusion.codec import encode_posterior, scale_latents
 
@@ -29,15 +29,26 @@ class Narrowing:
     up: torch.Tensor
     mean: torch.Tensor
 
+    def to_bytes(self) -> bytes:
+        """As a safetensors file."""
+        tensors = {name: value.contiguous() for name, value in vars(self).items()}
+        data: bytes = safetensors.torch.save(tensors)
+        return data
+
     def save(self, folder: Path) -> None:
         """Write it beside the narrow codec's weights."""
-        save_file({name: value.contiguous() for name, value in vars(self).items()}, folder / NARROWING)
+        (folder / NARROWING).write_bytes(self.to_bytes())
+
+    @staticmethod
+    def from_bytes(data: bytes) -> "Narrowing":
+        """What `to_bytes` made a file of."""
+        return Narrowing(**safetensors.torch.load(data))
 
     @staticmethod
     def load(folder: Path) -> "Narrowing | None":
-        """What the codec in `folder` was narrowed by; None when it wasn't."""
+        """What the codec in `folder` was narrowed by; None when it wasn't, or was changed since."""
         path = folder / NARROWING
-        return Narrowing(**load_file(path)) if path.is_file() else None
+        return Narrowing.from_bytes(path.read_bytes()) if path.is_file() else None
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from morphoray.diffusion.codec import (
     widen_channels,
 )
 from morphoray.diffusion.codec_losses import StatisticsLoss
-from morphoray.diffusion.codec_narrow import find_narrowing, narrow_codec
+from morphoray.diffusion.codec_narrow import NARROWING, Narrowing, find_narrowing, narrow_codec
 from morphoray.diffusion.codec_start import linear_start
 from morphoray.diffusion.sources import shipped_codec
 from morphoray.errors import ConfigError, DataError
@@ -37,7 +37,7 @@ from morphoray.imaging.channels import MAPPINGS
 from morphoray.imaging.crops import resize_square
 from morphoray.pipelines.codecs import local_copy
 from morphoray.pipelines.layout import storage_from
-from morphoray.seeds import derive_seed
+from morphoray.seeds import derive_seed, fingerprint
 from morphoray.storage import Storage, absolute, is_remote, join
 from morphoray.training.codec_data import ImageCrops, SimulatedCrops, draw_bank
 from morphoray.training.codec_loop import Batches, CodecTraining, calibrate, train_codec
@@ -100,9 +100,7 @@ def run_codec(config: CodecRun) -> str:
     batches, held_out = _data(config, storage)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) if is_remote(root) else Path(root.removeprefix("file://"))
-        finished = Path(scratch) / "vae"
-        finished.mkdir()
-        codec = _initial(config, storage, batches, finished)
+        codec, narrowing = _initial(config, storage, batches)
         described = {"data": config.data.model_dump(mode="json"), "init": config.init}
         if config.training.statistics_weight:
             described["statistics_network"] = config.statistics_network
@@ -123,7 +121,10 @@ def run_codec(config: CodecRun) -> str:
         ).cpu()
         if training.trainable == "all":
             calibrate(codec, _images(batches, config, "calibrate", CALIBRATION_IMAGES))
+        finished = Path(scratch) / "vae"
         save_codec(codec, finished, half=config.half)
+        if narrowing is not None and training.trainable == "decoder":  # else the latents have moved away
+            narrowing.save(finished)
         card = _card(config, load_codec(finished), held_out | sample_images(config))
         (finished / "CARD.md").write_text(card_text(card))
         for path in sorted(finished.iterdir()):
@@ -132,16 +133,16 @@ def run_codec(config: CodecRun) -> str:
     return vae
 
 
-def _initial(config: CodecRun, storage: Storage, batches: Batches, narrowing: Path) -> AutoencoderKL:
+def _initial(config: CodecRun, storage: Storage, batches: Batches) -> tuple[AutoencoderKL, Narrowing | None]:
     """A closed-form start, the shipped codec or a given one, for the config's image and latent channels.
 
-    Where that leaves latent channels out, what it does to latents is written to the folder `narrowing`.
+    With it what it was narrowed by, now or when it was trained itself.
     """
     if config.init == "scratch":
         codec = build_codec(config.codec, config.seed)
         images = _images(batches, config, "start", START_IMAGES)
         linear_start(codec, to_model_range(torch.from_numpy(images)))
-        return codec
+        return codec, None
     folder = shipped_codec() if config.init == "shipped" else local_copy(storage, config.init)
     codec = load_codec(folder).requires_grad_(True)
     found = (codec.config.latent_channels, tuple(codec.config.block_out_channels))
@@ -151,12 +152,22 @@ def _initial(config: CodecRun, storage: Storage, batches: Batches, narrowing: Pa
             f"init: {config.init} has (latent_channels, block_out_channels) {found}, codec says {wanted}. "
             "Use the same ones, fewer latent channels, or init: scratch."
         )
+    by = Narrowing.load(folder)
     if found[0] > wanted[0]:
-        by = find_narrowing(codec, _images(batches, config, "narrow", START_IMAGES), wanted[0])
+        by = _narrowing(config, storage, codec, batches)
         codec = narrow_codec(codec, by).requires_grad_(True)
-        by.save(narrowing)
     channels = config.codec.image_channels
-    return codec if codec.config.in_channels == channels else widen_channels(codec, channels)
+    return codec if codec.config.in_channels == channels else widen_channels(codec, channels), by
+
+
+def _narrowing(config: CodecRun, storage: Storage, codec: AutoencoderKL, batches: Batches) -> Narrowing:
+    """The run's narrowing, found once: another machine's eigenvectors may have other signs at a resume."""
+    made_by = fingerprint(config.model_dump(mode="json", include={"seed", "init", "codec", "data"}))
+    uri = join(absolute(config.run_dir), "narrowing", made_by, NARROWING)
+    if not storage.exists(uri):
+        images = _images(batches, config, "narrow", START_IMAGES)
+        storage.write_bytes(uri, find_narrowing(codec, images, config.codec.latent_channels).to_bytes())
+    return Narrowing.from_bytes(storage.read_bytes(uri))
 
 
 def _statistics(config: CodecRun, codec: AutoencoderKL, batches: Batches) -> StatisticsLoss | None:

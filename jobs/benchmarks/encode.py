@@ -86,7 +86,7 @@ def _images_in_memory(config: RunConfig, sites: int) -> list[np.ndarray]:
     plan = read_plan(config)
     rows = read_sites(config).slice(0, sites).to_pylist()
     storage = dataset_of(config)[2]
-    images = np.concatenate([site_images(row["channel_uris"], row["site_id"], plan, storage) for row in rows])
+    images = np.concatenate([site_images(row, plan, storage) for row in rows])
     return [VIEWS[view](images) for view in config.encode.views]
 
 

@@ -48,12 +48,19 @@ class ImageConfig(Section):
     resolution: int = Field(512, ge=8, multiple_of=8)
     fit: Literal["resize", "crop"] = "resize"  # the largest centred square, resized; or cut out at scale
     scale_to: int | None = Field(None, ge=8)  # with crop: side the square is resized to before cutting
+    um_per_pixel: float | None = Field(None, gt=0)  # with crop: resample every site to it before cutting
     crops: int = Field(1, ge=1)  # with crop: how many a site; 1 is the centre
+    illumination: Literal["raw", "stretched", "off"] = (
+        "raw"  # divide raw pixels, or after a min-max to 8 bits
+    )
 
     @model_validator(mode="after")
     def _crop_options(self) -> "ImageConfig":
-        if self.fit == "resize" and (self.crops > 1 or self.scale_to is not None):
-            raise ValueError("crops and scale_to belong to fit: crop, found fit: resize")
+        scaled = self.scale_to is not None or self.um_per_pixel is not None
+        if self.fit == "resize" and (self.crops > 1 or scaled):
+            raise ValueError("crops, scale_to and um_per_pixel belong to fit: crop, found fit: resize")
+        if self.scale_to is not None and self.um_per_pixel is not None:
+            raise ValueError("scale_to and um_per_pixel are two scales, expected one of them")
         return self
 
 

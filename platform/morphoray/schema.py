@@ -4,7 +4,7 @@ import pyarrow as pa
 
 from morphoray.errors import DataError, FingerprintError
 
-VERSION = "1"
+VERSION = "2"
 
 PERTURBATION_FIELDS: list[pa.Field] = [
     pa.field("perturbation_id", pa.string(), nullable=False),
@@ -25,9 +25,12 @@ SITES = pa.schema(
         pa.field("well", pa.string(), nullable=False),
         pa.field("site", pa.string(), nullable=False),
         pa.field("cell_type", pa.string()),
+        pa.field("replicate", pa.string()),
         *PERTURBATION_FIELDS,
         pa.field("channel_uris", pa.list_(pa.string()), nullable=False),
-        pa.field("illumination_uris", pa.list_(pa.string())),
+        pa.field("illumination_uris", pa.list_(pa.string())),  # .npy files, one a channel
+        pa.field("intensity_ranges", pa.list_(pa.float64())),  # low, high a channel; null: imaging.intensity
+        pa.field("pixel_size_um", pa.float64()),
         pa.field("split", pa.string(), nullable=False),  # train | held_out_batch | held_out_perturbation
     ]
 )

@@ -1,13 +1,71 @@
 """Raw pixels of a site, read from its files; what is wrong with one becomes a DataError with the reason."""
 
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from morphoray.config import ImageConfig
 from morphoray.errors import DataError, MissingObjectError
+from morphoray.imaging.crops import resample
+from morphoray.imaging.intensity import correct_illumination, stretch, to_uint8
 from morphoray.imaging.png import decode_image
 from morphoray.storage import Storage
+
+# What reading a site needs of its row in SITES.
+SITE_COLUMNS = ("site_id", "channel_uris", "illumination_uris", "intensity_ranges", "pixel_size_um")
+ILLUMINATIONS = 16  # functions that a process keeps; a plate has one a channel
+
+
+def read_site(site: Mapping[str, Any], image: ImageConfig, storage: Storage) -> npt.NDArray[np.uint8]:
+    """The channels (C, H, W) uint8 of a site, a mapping with SITE_COLUMNS: corrected, in 8 bits, at scale.
+
+    Pixels are divided by the site's illumination functions before its intensity ranges bring them to 8
+    bits (image.illumination: stretched does it the other way round), then resampled to image.um_per_pixel.
+    Raises DataError with the file and the reason; storage that fails raises StorageError.
+    """
+    raw = read_raw(site["channel_uris"], storage)
+    functions = site["illumination_uris"] if image.illumination != "off" else None
+    first = site["channel_uris"][0]
+    try:
+        if functions and image.illumination == "stretched":
+            corrected = correct_illumination(stretch(raw), _illumination(functions, storage))
+            pixels = to_uint8(corrected, [0.0, 255.0] * len(raw))
+        elif functions:
+            corrected = correct_illumination(raw, _illumination(functions, storage))
+            pixels = to_uint8(corrected, site["intensity_ranges"])
+        else:
+            pixels = to_uint8(raw, site["intensity_ranges"])
+    except DataError as error:
+        raise DataError(f"{first}: {error}") from None
+    if image.um_per_pixel is None:
+        return pixels
+    if site["pixel_size_um"] is None:
+        raise DataError(f"{first}: no pixel size, which image.um_per_pixel needs. Give it to the importer.")
+    return resample(pixels, site["pixel_size_um"] / image.um_per_pixel)
+
+
+def _illumination(uris: Sequence[str], storage: Storage) -> npt.NDArray[np.floating[Any]]:
+    return np.stack([_read_illumination(uri, storage) for uri in uris])
+
+
+@lru_cache(ILLUMINATIONS)
+def _read_illumination(uri: str, storage: Storage) -> npt.NDArray[np.floating[Any]]:
+    """The illumination function (H, W) in a .npy file. Raises DataError with the file and the reason."""
+    try:
+        function: npt.NDArray[np.floating[Any]] = np.load(
+            io.BytesIO(storage.read_bytes(uri)), allow_pickle=False
+        )
+    except MissingObjectError:
+        raise DataError(f"{uri}: missing illumination function") from None
+    except (ValueError, EOFError, OSError) as error:
+        raise DataError(f"{uri}: not a .npy array ({error})") from None
+    if function.ndim != 2 or function.dtype.kind != "f":
+        raise DataError(f"{uri}: {function.dtype} of shape {function.shape}, expected (H, W) of floats")
+    return function
 
 
 def read_raw(uris: Sequence[str], storage: Storage) -> npt.NDArray[np.generic]:

@@ -22,10 +22,19 @@ def resize_square(image: Pixels, resolution: int) -> Pixels:
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     square = image[:, top : top + side, left : left + side]
-    if side == resolution:
-        return np.ascontiguousarray(square)
-    size = (resolution, resolution)
-    planes = [Image.fromarray(plane).resize(size, Image.Resampling.BICUBIC) for plane in square]
+    return _resized(square, resolution, resolution)
+
+
+def resample(image: Pixels, factor: float) -> Pixels:
+    """An image (K, H, W) at `factor` times its scale, sides rounded; the same kernel as `resize_square`."""
+    height, width = (max(1, round(side * factor)) for side in image.shape[1:])
+    return _resized(image, height, width)
+
+
+def _resized(image: Pixels, height: int, width: int) -> Pixels:
+    if image.shape[1:] == (height, width):
+        return np.ascontiguousarray(image)
+    planes = [Image.fromarray(plane).resize((width, height), Image.Resampling.BICUBIC) for plane in image]
     return np.stack([np.asarray(plane) for plane in planes])
 
 

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from morphoray import schema
 from morphoray.config import ImageConfig, Section, StorageConfig, apply_overrides, build
-from morphoray.datasets.reading import read_raw
+from morphoray.datasets.reading import SITE_COLUMNS, read_raw, read_site
 from morphoray.diffusion.codec import (
     CodecConfig,
     build_codec,
@@ -224,16 +224,18 @@ def source_images(data: CodecData, storage: Storage) -> list[Uint8]:
         raise ConfigError(f"data.source: missing. Where do the images of kind {data.kind} lie?")
     if data.kind == "sites":
         table = storage.read_table(absolute(data.source))
-        files = schema.conform(table, schema.SITES, data.source)["channel_uris"].to_pylist()
+        sites = schema.conform(table, schema.SITES, data.source).select(list(SITE_COLUMNS)).to_pylist()
     else:
         uris = storage.list_files(absolute(data.source), suffix=".png", recursive=True)
-        files = [
-            [uri] for uri in uris if any(fnmatchcase(uri.rpartition("/")[2], name) for name in data.files)
+        sites = [
+            dict.fromkeys(SITE_COLUMNS) | {"site_id": uri, "channel_uris": [uri]}
+            for uri in uris
+            if any(fnmatchcase(uri.rpartition("/")[2], name) for name in data.files)
         ]
-    if not files:
+    if not sites:
         raise DataError(f"{data.source}: found no images of {list(data.files)}; expected at least two.")
-    chosen = np.unique(np.linspace(0, len(files) - 1, min(len(files), data.max_images)).astype(int))
-    images = [MAPPINGS[data.mapping].apply(read_raw(files[i], storage)) for i in chosen]
+    chosen = np.unique(np.linspace(0, len(sites) - 1, min(len(sites), data.max_images)).astype(int))
+    images = [MAPPINGS[data.mapping].apply(read_site(sites[i], data.image, storage)) for i in chosen]
     scale = data.image.resolution if data.image.fit == "resize" else data.image.scale_to
     return [resize_square(image, scale) for image in images] if scale else images
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from morphoray.config import RunConfig
+from morphoray.datasets.reading import SITE_COLUMNS
 from morphoray.errors import DataError, MissingObjectError
 from morphoray.evaluation.distances import compare, frechet, kid_full
 from morphoray.evaluation.features import load_extractor
@@ -56,7 +57,7 @@ def real_images(
         pc.equal(sites["perturbation_id"], perturbation_id),
         pc.is_in(sites["experiment"], pa.array(experiments, pa.string())),
     )
-    rows = sites.filter(mine).select(["site_id", "channel_uris"]).to_pylist()
+    rows = sites.filter(mine).select(list(SITE_COLUMNS)).to_pylist()
     if not rows:
         raise DataError(
             f"{perturbation_id}: found no real sites in the experiments {', '.join(experiments)}."
@@ -66,7 +67,7 @@ def real_images(
 
     def read(row: dict[str, Any]) -> np.ndarray | None:
         try:
-            return site_images(row["channel_uris"], row["site_id"], plan, storage)
+            return site_images(row, plan, storage)
         except (DataError, MissingObjectError):
             return None
 

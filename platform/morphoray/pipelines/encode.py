@@ -152,14 +152,17 @@ def _too_many(config: RunConfig, bad: int, total: int, folder: str) -> str:
     )
 
 
-def site_images(uris: list[str], site_id: str, plan: ReadPlan, storage: Storage) -> np.ndarray:
-    """Images (crops, K, resolution, resolution) uint8 of one site; DataError with the reason it has none."""
-    from morphoray.datasets.reading import read_raw
+def site_images(site: dict[str, Any], plan: ReadPlan, storage: Storage) -> np.ndarray:
+    """Images (crops, K, resolution, resolution) uint8 of a row of SITES.
+
+    Raises DataError with the reason it has none.
+    """
+    from morphoray.datasets.reading import read_site
     from morphoray.imaging.channels import MAPPINGS
     from morphoray.imaging.crops import crop, crop_positions, resize_square
 
     settings, side = plan.image, plan.image.resolution
-    image = MAPPINGS[settings.mapping or ""].apply(read_raw(uris, storage))
+    image = MAPPINGS[settings.mapping or ""].apply(read_site(site, settings, storage))
     if settings.scale_to:
         image = resize_square(image, settings.scale_to)
     height, width = image.shape[1:]
@@ -169,7 +172,7 @@ def site_images(uris: list[str], site_id: str, plan: ReadPlan, storage: Storage)
         return resize_square(image, side)[None]
     if settings.crops == 1:
         return crop(image, ((height - side) // 2, (width - side) // 2), side)[None]
-    places = crop_positions(height, width, side, settings.crops, "crop", plan.seed, site_id)
+    places = crop_positions(height, width, side, settings.crops, "crop", plan.seed, site["site_id"])
     return np.stack([crop(image, place, side) for place in places])
 
 
@@ -179,7 +182,7 @@ def read_part(item: Item, plan: ReadPlan, storage: Storage) -> Item:
 
     def read(row: dict[str, Any]) -> np.ndarray | str:
         try:
-            return site_images(row["channel_uris"], row["site_id"], plan, storage)
+            return site_images(row, plan, storage)
         except (DataError, MissingObjectError) as error:
             return str(error)
 

@@ -71,6 +71,12 @@ def test_generate(benchmarks: None, ray_cluster: None, tmp_path: Path) -> None:
     assert all(rate > 0 for rates in figures.rates.values() for rate in rates)
 
 
+def test_cohorts(benchmarks: None) -> None:
+    figures = module("cohorts").measure(images=20, width=32, columns=3, repeats=1)
+    assert all(rate > 0 for rates in figures.rates.values() for rate in rates)
+    assert figures.difference < 1e-6
+
+
 def test_memory(benchmarks: None, tmp_path: Path) -> None:
     peaks = module("memory").measure(tmp_path, sites=4, sites_per_part=2)
     assert 0 < peaks.driver_mib < peaks.all_mib

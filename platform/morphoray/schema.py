@@ -28,7 +28,7 @@ SITES = pa.schema(
         *PERTURBATION_FIELDS,
         pa.field("channel_uris", pa.list_(pa.string()), nullable=False),
         pa.field("illumination_uris", pa.list_(pa.string())),
-        pa.field("split", pa.string(), nullable=False),  # train | held_out_batch | held_out_perturbation
+        pa.field("split", pa.string(), nullable=False),  # one of datasets.splits
     ]
 )
 

@@ -83,6 +83,16 @@ def test_memory(benchmarks: None, tmp_path: Path) -> None:
     assert 0 < peaks.actor_mib < peaks.all_mib
 
 
+def test_imports(benchmarks: None, tmp_path: Path) -> None:
+    imports = module("imports")
+    lines = list(imports.metadata(126_000))
+    assert len(lines) == 126_001
+    assert len({line.split(",")[0] for line in lines}) == 126_001
+    assert len({line.split(",")[4] for line in lines[1:125_665]}) == 51  # RxRx1 has some wells less
+    cost = imports.measure(tmp_path, rows=2000)
+    assert cost.cpu_s > 0 and 50 < cost.peak_mib < 1000
+
+
 def test_sd(benchmarks: None, tmp_path: Path) -> None:
     from morphoray.config import BundleConfig
 

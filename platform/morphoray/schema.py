@@ -31,7 +31,7 @@ SITES = pa.schema(
         pa.field("illumination_uris", pa.list_(pa.string())),  # .npy files, one a channel
         pa.field("intensity_ranges", pa.list_(pa.float64())),  # low, high a channel; null: imaging.intensity
         pa.field("pixel_size_um", pa.float64()),
-        pa.field("split", pa.string(), nullable=False),  # train | held_out_batch | held_out_perturbation
+        pa.field("split", pa.string(), nullable=False),  # one of datasets.splits
     ]
 )
 

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from morphoray.config import RunConfig
 from morphoray.datasets.reading import SITE_COLUMNS
+from morphoray.datasets.splits import SEEN_BATCH, UNSEEN
 from morphoray.errors import DataError, MissingObjectError
 from morphoray.evaluation.distances import compare, frechet, kid_full
 from morphoray.evaluation.features import load_extractor
@@ -93,7 +94,8 @@ def collect(
 
     storage = storage_from(config.storage)
     sites = read_sites(config)
-    held_out = pc.equal(sites["split"], "held_out_perturbation")
+    pool = sites if experiments else sites.filter(pc.is_in(sites["split"], pa.array(SEEN_BATCH)))
+    held_out = pc.is_in(sites["split"], pa.array(UNSEEN))
     unseen = set(sites.filter(held_out)["perturbation_id"].unique().to_pylist())
     tables = {method: read_images(storage, uri) for method, uri in generated.items()}
     codec = vae_for(local_bundle_config(config), config.seed)
@@ -106,7 +108,7 @@ def collect(
         }
         if not all(made.values()):
             continue
-        real = real_images(config, sites, name, experiments or seen_experiments(sites), most)
+        real = real_images(config, pool, name, experiments or seen_experiments(sites), most)
         images = {method: np.stack([decode_png(data) for data in rows]) for method, rows in made.items()}
         sets.append(ImageSets(item, name in unseen, real, reconstruct(codec, real), images))
     return sets

@@ -63,7 +63,9 @@ def resolve(config: RunConfig) -> RunConfig:
     Raises ConfigError for an unknown dataset, encoder or option.
     """
     dataset = find_dataset(config.dataset.name)
-    options = build(dataset.options, config.dataset.options, "dataset").model_dump(mode="json")
+    options = build(dataset.options, config.dataset.options, "dataset")
+    if options.is_random and options.held_out_seed is None:
+        options = options.model_copy(update={"held_out_seed": config.seed})
     source = config.dataset.source
     root = absolute(config.run_dir)
     data = absolute(config.data_dir or config.run_dir)
@@ -83,7 +85,7 @@ def resolve(config: RunConfig) -> RunConfig:
         "name": config.dataset.name,
         "source": absolute(source),
         "storage": values["dataset"]["storage"],
-        **options,
+        **options.model_dump(mode="json"),
     }
     values["perturbations"] = perturbations | encoder_options.model_dump(mode="json")
     for key in ("source", "vae"):  # Ray Train workers have another working directory

@@ -1,22 +1,26 @@
 """The import stage: a dataset's files to the run's SITES table."""
 
+from dataclasses import replace
+
 import pyarrow as pa
 
 from morphoray import schema
 from morphoray.config import RunConfig
 from morphoray.datasets.base import Imported
 from morphoray.pipelines.layout import claim, dataset_of, layout_of, storage_from
+from morphoray.pipelines.overview import write_overview
 
 
 def import_sites(config: RunConfig) -> Imported | None:
-    """Read the run's dataset and store SITES and its quarantine; None if that has been done already.
+    """Read the run's dataset; store its quarantine, an overview picture and SITES. None if that is done.
 
     Raises FingerprintError if SITES under this run_dir come from other dataset settings.
     """
     layout, storage = layout_of(config), storage_from(config.storage)
     settings = {"dataset": config.dataset.model_dump(mode="json")}
-    claim(storage, layout.of_data("sites", "settings.json"), settings, "SITES")
+    described = layout.of_data("sites", "settings.json")
     if storage.exists(layout.sites):
+        claim(storage, described, settings, "SITES")
         return None
     dataset, options, source_storage = dataset_of(config)
     imported = dataset.read(str(config.dataset.source), source_storage, options)
@@ -24,8 +28,10 @@ def import_sites(config: RunConfig) -> Imported | None:
     if len(imported.quarantine):
         quarantine = schema.stamp(imported.quarantine, made_by)
         storage.write_table(layout.of_data("quarantine", "import.parquet"), quarantine)
+    storage.write_json(described, settings)
+    picture = write_overview(config, imported.sites)
     storage.write_table(layout.sites, schema.stamp(imported.sites, made_by))
-    return imported
+    return replace(imported, summary=f"{imported.summary}\n  {picture}")
 
 
 def read_sites(config: RunConfig) -> pa.Table:

@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.compute as pc
+
 from morphoray.config import RunConfig, build
 from morphoray.datasets import find_dataset
+from morphoray.datasets.splits import TRAIN
 from morphoray.errors import MorphorayError
 from morphoray.perturbations.base import from_rows
 from morphoray.pipelines.cluster import preflight, train_resources
@@ -199,7 +202,7 @@ def _fresh_bundle(config: RunConfig, conditions: Conditions) -> "Bundle":
 def manifest_of(config: RunConfig, conditions: Conditions) -> dict[str, Any]:
     """What a bundle says of itself in morphoray.json, but for its projection, steps and fingerprint."""
     sites = read_sites(config)
-    splits = dict(zip(sites["perturbation_id"].to_pylist(), sites["split"].to_pylist(), strict=True))
+    seen = set(sites.filter(pc.equal(sites["split"], TRAIN))["perturbation_id"].unique().to_pylist())
     perturbations = from_rows(sites)
     controls = [item.perturbation_id for item in perturbations if item.is_control]
     return {
@@ -219,7 +222,7 @@ def manifest_of(config: RunConfig, conditions: Conditions) -> dict[str, Any]:
                 "concentration_um": item.concentration_um,
                 "moa": item.moa,
                 "is_control": item.is_control,
-                "seen": splits[item.perturbation_id] != "held_out_perturbation",
+                "seen": item.perturbation_id in seen,
             }
             for item in perturbations
             if item.perturbation_id in conditions.vectors

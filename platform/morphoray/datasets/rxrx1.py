@@ -14,6 +14,7 @@ from morphoray.datasets import splits
 from morphoray.datasets.base import Imported, Rejected, imported
 from morphoray.datasets.genes import read_sirna_genes
 from morphoray.errors import ConfigError, DataError, MissingObjectError
+from morphoray.imaging.channels import CELL_PAINTING_CHANNELS
 from morphoray.storage import Storage, absolute, join
 
 _COLUMNS = ("site_id", "cell_type", "experiment", "plate", "well", "site", "well_type", "sirna")
@@ -122,6 +123,11 @@ def _matches(key: str, wanted: Sequence[str], column: "pd.Series[str]") -> Any:
     if absent:
         raise ConfigError(splits.unknown(key, absent, column.unique()))
     return column.isin(wanted).to_numpy()
+
+
+def channel_names(count: int) -> tuple[str, ...]:
+    """What the files w1 to w<count> show; beyond RxRx1's six they are called by their number."""
+    return tuple([*CELL_PAINTING_CHANNELS, "w7", "w8", "w9"][:count])
 
 
 def _channel_uris(root: str, rows: pd.DataFrame, channels: int) -> Any:

@@ -10,8 +10,10 @@ import pyarrow as pa
 
 from morphoray.datasets import rxrx1
 from morphoray.datasets.base import Imported
+from morphoray.datasets.simulator.fields import LAYOUTS
 from morphoray.datasets.simulator.layout import write_tree
 from morphoray.datasets.simulator.plan import SimulatedOptions, experiment_names
+from morphoray.imaging.channels import CELL_PAINTING_CHANNELS
 from morphoray.perturbations.base import parse_bool, parse_float, read_csv
 from morphoray.schema import PERTURBATION_FIELDS, SITES
 from morphoray.storage import Storage, join
@@ -33,6 +35,11 @@ def read(source: str, storage: Storage, options: SimulatedOptions) -> Imported:
     )
     found = rxrx1.read(source, storage, importer)
     return Imported(_join(found.sites, rows), found.quarantine, f"{made}\n{found.summary}")
+
+
+def channel_names(count: int) -> tuple[str, ...]:
+    """What the files w1 to w<count> show."""
+    return CELL_PAINTING_CHANNELS if count == 6 else tuple(name for name, _ in LAYOUTS[count])
 
 
 def _perturbation_rows(uri: str, storage: Storage) -> dict[str, dict[str, Any]]:

@@ -1,8 +1,7 @@
 """The main job: import, encode, train and a grid of generated images, skipping what is done."""
 
-import numpy as np
-
 from morphoray.config import RunConfig
+from morphoray.imaging.channels import bundle_mapping
 from morphoray.imaging.png import decode_png, encode_png, grid
 from morphoray.pipelines.cluster import connected, generate_resources, preflight
 from morphoray.pipelines.encode import EncodeSummary, encode
@@ -79,11 +78,12 @@ def sample_grid(config: RunConfig, bundle: str) -> str:
     preflight("generate", generate_resources(config))
     generate_images(bundle, chosen, out, generation, config.seed, config.storage)
     table = read_images(storage, out)
-    images = [decode_png(data) for data in table["image"].to_pylist()]
+    mapping = bundle_mapping(manifest)
+    images = [mapping.render(decode_png(data)) for data in table["image"].to_pylist()]
     uri = layout.of("samples", "final.png")
-    storage.write_bytes(uri, encode_png(grid([np.asarray(image) for image in images], generation.n)))
+    storage.write_bytes(uri, encode_png(grid(images, generation.n), text={"Channels": mapping.legend}))
     names = ", ".join(item.perturbation_id for item in sorted(chosen, key=lambda item: item.perturbation_id))
-    print(f"samples: {uri} (rows: {names})", flush=True)
+    print(f"samples: {uri} (rows: {names}; channels: {mapping.legend})", flush=True)
     return uri
 
 

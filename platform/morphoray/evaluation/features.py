@@ -233,6 +233,16 @@ class ChannelExtractor:
         columns = [self.inner(np.repeat(images[:, [k]], 3, axis=1)) for k in range(len(self.channels))]
         return np.concatenate(columns, axis=1)
 
+    def columns(self) -> dict[str, slice]:
+        """Where each of several channels' features lie, by the name that an extractor of it alone has."""
+        width = self.inner.width
+        if len(self.channels) == 1:
+            return {}
+        return {
+            ChannelExtractor(self.inner, (name,)).name: slice(k * width, (k + 1) * width)
+            for k, name in enumerate(self.channels)
+        }
+
 
 def load_extractor(
     name: str, device: str = "cpu", storage: Storage | None = None, channels: Sequence[str] = ()

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from morphoray.config import RunConfig
 from morphoray.errors import DataError, MissingObjectError
 from morphoray.evaluation.distances import compare, frechet, kid_full
-from morphoray.evaluation.features import Extractor, load_extractor
+from morphoray.evaluation.features import ChannelExtractor, Extractor, load_extractor
 from morphoray.evaluation.report import write_report
 from morphoray.evaluation.results import CONDITIONAL, FRECHET, PerturbationResult, ReportData, RunFacts
 from morphoray.imaging.channels import ChannelMapping
@@ -135,9 +135,20 @@ def measure_sets(
             for name, metric in ((FRECHET, frechet), ("kid", kid_full))
         }
         item = entry.perturbation
+        columns = extractor.columns() if isinstance(extractor, ChannelExtractor) else {}
+        channels = {
+            name: compare(
+                real[:, part],
+                {method: features[:, part] for method, features in generated.items()},
+                numpy_generator("compare", seed, item.perturbation_id),
+                reconstructed=reconstructed[:, part],
+            )
+            for name, part in columns.items()
+        }
         results.append(
             PerturbationResult(
                 perturbation_id=item.perturbation_id,
+                channels=channels,
                 real=shown(entry.real),
                 distances=distances,
                 reconstructions=shown(entry.reconstructed),

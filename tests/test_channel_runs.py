@@ -15,8 +15,9 @@ from morphoray.diffusion.codec import CodecConfig, build_codec, save_codec
 from morphoray.evaluation.results import CONDITIONAL, RunFacts
 from morphoray.imaging.channels import bundle_mapping
 from morphoray.imaging.png import decode_channels, decode_png
-from morphoray.pipelines.compare import report_runs
+from morphoray.pipelines.compare import report_runs, run_details
 from morphoray.pipelines.generate import load, read_images, read_manifest
+from morphoray.pipelines.layout import resolve
 from morphoray.pipelines.run import run_everything, run_generate
 from morphoray.storage import Storage
 from tinyrun import REAL_RAY, run_of
@@ -89,9 +90,9 @@ def test_an_evaluation_of_five_channels_tells_each_of_them(ray_cluster: None, tm
     run_everything(config)
     out = str(tmp_path / "out")
     run_generate(config, str(tmp_path / "run" / "bundle"), out, None)
-    report = report_runs(
-        {CONDITIONAL: config}, {CONDITIONAL: out}, RunFacts(2, 8), "five", "test", "Simulated.", str(tmp_path)
-    )
+    configs = {CONDITIONAL: resolve(config)}
+    facts = RunFacts(2, 8, details=run_details(configs[CONDITIONAL]))
+    report = report_runs(configs, {CONDITIONAL: out}, facts, "five", "test", "Simulated.", str(tmp_path))
     rows = pyarrow.csv.read_csv(tmp_path / "metrics.csv").to_pylist()
     labels = {row["extractor"].partition("@")[0] for row in rows if row["metric"] == "frechet"}
     assert labels == {

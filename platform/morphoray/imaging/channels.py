@@ -252,9 +252,12 @@ def takes(mapping: ChannelMapping, channels: Sequence[str]) -> bool:
 
 
 def find_mapping(
-    wanted: str | Sequence[str] | Mapping[str, Any] | None, channels: Sequence[str], usual: str
+    wanted: str | Sequence[str] | Mapping[str, Any] | None,
+    channels: Sequence[str],
+    usual: str,
+    key: str = "image.mapping",
 ) -> ChannelMapping:
-    """The mapping that `image.mapping` asks for, of a dataset with these channels and that usual mapping.
+    """The mapping that `key` asks for, of a dataset with these channels and that usual mapping.
 
     wanted: a name of MAPPINGS; `identity`, all channels as they are; a list of channels in the order wanted;
     a mapping written out; None: the usual one where it takes these channels, else identity. Selections are
@@ -268,32 +271,34 @@ def find_mapping(
     if wanted == IDENTITY:
         wanted = tuple(channels)
     elif isinstance(wanted, str | Mapping):
-        return _whole(wanted, channels)
-    return _selection(wanted, channels, own)
+        return _whole(wanted, channels, key)
+    return _selection(wanted, channels, own, key)
 
 
-def _whole(wanted: str | Mapping[str, Any], channels: Sequence[str]) -> ChannelMapping:
+def _whole(wanted: str | Mapping[str, Any], channels: Sequence[str], key: str) -> ChannelMapping:
     if isinstance(wanted, str) and wanted not in MAPPINGS:
         raise ConfigError(
-            f"image.mapping: {wanted!r} is unknown; known: {', '.join(MAPPINGS)}, {IDENTITY}, or a list "
+            f"{key}: {wanted!r} is unknown; known: {', '.join(MAPPINGS)}, {IDENTITY}, or a list "
             f"of channels out of {', '.join(channels)}."
         )
-    mapping = MAPPINGS[wanted] if isinstance(wanted, str) else build(ChannelMapping, wanted, "image.mapping")
+    mapping = MAPPINGS[wanted] if isinstance(wanted, str) else build(ChannelMapping, wanted, key)
     if not takes(mapping, channels):
         raise ConfigError(
-            f"image.mapping: {mapping.name!r} takes the channels {', '.join(mapping.inputs)}, the dataset "
+            f"{key}: {mapping.name!r} takes the channels {', '.join(mapping.inputs)}, the dataset "
             f"has {', '.join(channels)}. Use {IDENTITY}, or list the channels wanted, in their order."
         )
     return mapping
 
 
-def _selection(wanted: Sequence[str], channels: Sequence[str], own: ChannelMapping | None) -> ChannelMapping:
+def _selection(
+    wanted: Sequence[str], channels: Sequence[str], own: ChannelMapping | None, key: str
+) -> ChannelMapping:
     known = {same_name(name): place for place, name in enumerate(channels)}
     unknown = [name for name in wanted if same_name(name) not in known]
     places = [known[same_name(name)] for name in wanted if same_name(name) in known]
     if unknown or len(set(places)) != len(places) or not places:
         raise ConfigError(
-            f"image.mapping: found {list(wanted)}, expected one or more of the channels "
+            f"{key}: found {list(wanted)}, expected one or more of the channels "
             f"{', '.join(channels)}, each at most once."
         )
     outputs = tuple(channels[place] for place in places)

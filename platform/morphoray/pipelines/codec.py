@@ -254,7 +254,7 @@ def source_mapping(data: CodecData, dataset: str, files: int) -> ChannelMapping:
             f"data.channels: {data.source} has {files} files a site, and the channels of {dataset!r} are "
             f"{list(channels)}. Name the {files} channels in the order of the files."
         )
-    return find_mapping(data.mapping, channels, entry.mapping if entry else "")
+    return find_mapping(data.mapping, channels, entry.mapping if entry else "", "data.mapping")
 
 
 def sample_images(config: CodecRun) -> dict[str, Uint8]:

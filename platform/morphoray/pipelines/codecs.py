@@ -54,11 +54,11 @@ def image_channels(config: RunConfig) -> int:
 
 
 def _check_channels(folder: Path, config: RunConfig) -> None:
-    found, mapping = (
+    mapping = mapping_of(config)
+    found, wanted = (
         json.loads((folder / "config.json").read_text()).get("in_channels", 3),
-        mapping_of(config),
+        len(mapping.outputs),
     )
-    wanted = len(mapping.outputs)
     if found != wanted:
         raise ConfigError(
             f"bundle.vae: the autoencoder in {folder} has {found} image channels, image.mapping gives "

@@ -18,7 +18,7 @@ from morphoray.datasets.base import Imported
 from morphoray.datasets.genes import read_sirna_genes
 from morphoray.datasets.reading import read_raw
 from morphoray.errors import ConfigError, DataError
-from morphoray.imaging.channels import MAPPINGS
+from morphoray.imaging.channels import MAPPINGS, takes
 from morphoray.schema import QUARANTINE, SITES
 from morphoray.storage import Storage
 
@@ -50,7 +50,7 @@ def flat(value: int) -> bytes:
 def test_registry(name: str) -> None:
     entry = find_dataset(name)
     assert entry.name == name
-    assert MAPPINGS[entry.mapping].inputs == entry.channels
+    assert takes(MAPPINGS[entry.mapping], entry.channels)
     assert entry.options.model_config["frozen"]
     with pytest.raises(ValidationError, match="no_such_key"):
         entry.options(no_such_key=1)

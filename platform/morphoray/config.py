@@ -42,9 +42,10 @@ class DatasetConfig(BaseModel):
 
 
 class ImageConfig(Section):
-    """From raw pixels to the model's image: 3 x resolution x resolution, uint8."""
+    """From raw pixels to the model's image: K x resolution x resolution, uint8."""
 
-    mapping: str | None = None  # None: the dataset's own
+    # A name, `identity`, channels in the order wanted, or a mapping written out; None: the dataset's own.
+    mapping: str | tuple[str, ...] | dict[str, Any] | None = None
     resolution: int = Field(512, ge=8, multiple_of=8)
     fit: Literal["resize", "crop"] = "resize"  # the largest centred square, resized; or cut out at scale
     scale_to: int | None = Field(None, ge=8)  # with crop: side the square is resized to before cutting

@@ -52,7 +52,7 @@ IMAGES = pa.schema(
         pa.field("sampler", pa.string(), nullable=False),
         pa.field("steps", pa.int32(), nullable=False),
         pa.field("guidance_scale", pa.float32(), nullable=False),
-        pa.field("image", pa.binary(), nullable=False),  # PNG bytes
+        pa.field("image", pa.binary(), nullable=False),  # PNG, as imaging.png.encode_image writes it
         pa.field("bundle_fingerprint", pa.string(), nullable=False),
     ]
 )

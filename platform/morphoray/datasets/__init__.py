@@ -6,12 +6,24 @@ from morphoray.errors import ConfigError
 from morphoray.imaging.channels import CELL_PAINTING_CHANNELS
 
 DATASETS: dict[str, Dataset] = {
-    "rxrx1": Dataset("rxrx1", rxrx1.Rxrx1Options, rxrx1.read, CELL_PAINTING_CHANNELS, "rxrx1_rgb"),
+    "rxrx1": Dataset(
+        "rxrx1",
+        rxrx1.Rxrx1Options,
+        rxrx1.read,
+        CELL_PAINTING_CHANNELS,
+        "rxrx1_rgb",
+        lambda options: rxrx1.channel_names(options.channels),
+    ),
     "imagefolder": Dataset(
         "imagefolder", imagefolder.ImagefolderOptions, imagefolder.read, ("red", "green", "blue"), "rgb"
     ),
     "simulated": Dataset(
-        "simulated", simulated.SimulatedOptions, simulated.read, CELL_PAINTING_CHANNELS, "rxrx1_rgb"
+        "simulated",
+        simulated.SimulatedOptions,
+        simulated.read,
+        CELL_PAINTING_CHANNELS,
+        "rxrx1_rgb",
+        lambda options: simulated.channel_names(options.channels),
     ),
 }
 

@@ -31,7 +31,8 @@ class Dataset:
     """A registry entry.
 
     `channels` names the files of a site in the order of channel_uris (or the planes of its one file);
-    `mapping` is the default channel mapping.
+    `channels_in`: the same under given options, where these choose the files.
+    `mapping` is the default channel mapping, for sites whose channels it takes.
     """
 
     name: str
@@ -39,6 +40,11 @@ class Dataset:
     read: Callable[[str, Storage, Any], Imported]
     channels: tuple[str, ...]
     mapping: str
+    channels_in: Callable[[Any], tuple[str, ...]] | None = None
+
+    def channel_names(self, options: Any) -> tuple[str, ...]:
+        """The channels of a site under these options, in the order of its files."""
+        return self.channels if self.channels_in is None else self.channels_in(options)
 
 
 @dataclass(frozen=True)

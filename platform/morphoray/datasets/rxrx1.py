@@ -14,6 +14,7 @@ from morphoray.datasets.options import ImportOptions
 from morphoray.datasets.splits import shorten
 from morphoray.datasets.tables import read_columns, repeated
 from morphoray.errors import DataError, MissingObjectError
+from morphoray.imaging.channels import CELL_PAINTING_CHANNELS
 from morphoray.storage import Storage, absolute, join
 
 _COLUMNS = ("site_id", "cell_type", "experiment", "plate", "well", "site", "well_type", "sirna")
@@ -100,6 +101,11 @@ def _genes(rows: Mapping[str, Any], genes: Mapping[str, str]) -> pa.ChunkedArray
     place = pc.index_in(rows["perturbation_id"], pa.array(genes.keys(), pa.string()))
     found = pc.take(pa.array(genes.values(), pa.string()), place)
     return pc.if_else(rows["is_control"], pa.scalar(None, pa.string()), found)
+
+
+def channel_names(count: int) -> tuple[str, ...]:
+    """What the files w1 to w<count> show; beyond RxRx1's six they are called by their number."""
+    return tuple([*CELL_PAINTING_CHANNELS, "w7", "w8", "w9"][:count])
 
 
 def _gene_note(sites: pa.Table) -> str:

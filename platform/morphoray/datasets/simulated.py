@@ -11,8 +11,10 @@ import pyarrow as pa
 from morphoray.datasets import rxrx1
 from morphoray.datasets.base import Imported, select, sites_table
 from morphoray.datasets.options import ImportOptions, SelectionOptions
+from morphoray.datasets.simulator.fields import LAYOUTS
 from morphoray.datasets.simulator.layout import write_tree
 from morphoray.datasets.simulator.plan import SimulatedOptions, experiment_names
+from morphoray.imaging.channels import CELL_PAINTING_CHANNELS
 from morphoray.perturbations.base import parse_bool, parse_float, read_csv
 from morphoray.schema import PERTURBATION_FIELDS
 from morphoray.storage import Storage, join
@@ -36,6 +38,11 @@ def read(source: str, storage: Storage, options: SimulatedOptions) -> Imported:
     rows = rxrx1.read_rows(source, storage)
     sites, notes = select(sites_table(rows | _columns(rows["perturbation_id"], treatments)), tree, storage)
     return rxrx1.with_files("simulated", source, sites, tree, options.channels, storage, [made, *notes])
+
+
+def channel_names(count: int) -> tuple[str, ...]:
+    """What the files w1 to w<count> show."""
+    return CELL_PAINTING_CHANNELS if count == 6 else tuple(name for name, _ in LAYOUTS[count])
 
 
 def _perturbation_rows(uri: str, storage: Storage) -> dict[str, dict[str, Any]]:

@@ -77,7 +77,8 @@ def generate_images(
 ) -> GenerateSummary:
     """Make generation.n images of every perturbation under `out`; the same call again goes on.
 
-    Images are IMAGES Parquet parts, and PNG files too where generation.format is png. Perturbations that
+    Images are IMAGES Parquet parts, and PNG files too where generation.format is png (a file a channel where
+    there are neither one nor three). Perturbations that
     the bundle can't encode go to out/quarantine.parquet. Raises FingerprintError for other settings in `out`.
     """
     storage = storage_from(storage_config)
@@ -202,12 +203,12 @@ class GeneratePart:
     def __call__(self, item: Item) -> Item:
         """The part's IMAGES table, packed."""
         from morphoray.diffusion.generate import ImageRequest, generate, image_seed
-        from morphoray.imaging.png import encode_png
+        from morphoray.imaging.png import encode_image
 
         ids, indices = list(item["ids"]), [int(index) for index in item["indices"]]
         vectors = np.frombuffer(item["vectors"], np.float32).reshape(len(ids), -1)
         requests = [ImageRequest(*row) for row in zip(ids, vectors, indices, strict=True)]
-        settings = self._settings
+        settings, channels = self._settings, self._bundle.mapping.outputs
         rows = [
             {
                 "perturbation_id": request.perturbation_id,
@@ -216,7 +217,7 @@ class GeneratePart:
                 "sampler": settings.sampler,
                 "steps": settings.steps,
                 "guidance_scale": settings.guidance_scale,
-                "image": encode_png(image, 1),
+                "image": encode_image(image, channels, 1),
                 "bundle_fingerprint": self._bundle.fingerprint,
             }
             for request, image in zip(requests, generate(self._bundle, requests, settings), strict=True)
@@ -230,14 +231,27 @@ def write_images(item: Item, storage: Storage, out: str, as_png: bool) -> Item:
     table = unpack(item["table"])
     if as_png:
         for row in table.select(["perturbation_id", "index", "image"]).to_pylist():
-            name = f"{row['index']:05d}.png"
-            storage.write_bytes(join(out, "png", safe_name(row["perturbation_id"]), name), row["image"])
+            for name, data in png_files(row["index"], row["image"]):
+                storage.write_bytes(join(out, "png", safe_name(row["perturbation_id"]), name), data)
     storage.write_table(join(out, "parts", f"{item['name']}.parquet"), table)
     return {"count": item["count"]}
 
 
+def png_files(index: int, image: bytes) -> list[tuple[str, bytes]]:
+    """An image's files by name: the PNG, or one for each channel of a stack, for one 00003_w2_er.png."""
+    from morphoray.imaging.png import decode_channels, encode_png
+
+    pixels, channels = decode_channels(image)
+    if not channels:
+        return [(f"{index:05d}.png", image)]
+    return [
+        (f"{index:05d}_w{place + 1}_{safe_name(name)}.png", encode_png(pixels[place : place + 1], 1))
+        for place, name in enumerate(channels)
+    ]
+
+
 def safe_name(perturbation_id: str) -> str:
-    """A perturbation_id as one path segment: bytes outside letters, digits, '.', '_' and '-' as %XX."""
+    """A name as one path segment: bytes outside letters, digits, '.', '_' and '-' as %XX."""
     from urllib.parse import quote
 
     return quote(perturbation_id, safe="").replace("~", "%7E") if perturbation_id.strip(".") else "%2E"

@@ -12,12 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image, ImageDraw, ImageFont
 
-from morphoray.config import ImageConfig, RunConfig
+from morphoray.config import RunConfig
 from morphoray.datasets.reading import read_site
 from morphoray.errors import MorphorayError
-from morphoray.imaging.channels import MAPPINGS
 from morphoray.imaging.crops import resize_square
-from morphoray.imaging.png import grid
+from morphoray.pipelines.encode import ReadPlan, read_plan
 from morphoray.pipelines.layout import dataset_of, layout_of, storage_from
 from morphoray.storage import Storage
 
@@ -35,10 +34,10 @@ def write_overview(config: RunConfig, sites: pa.Table) -> str:
     At most ROWS x COLUMNS sites are read. Images that are absent or unreadable are shown as such.
     """
     storage, uri = storage_from(config.storage), layout_of(config).of_data("sites", "overview.png")
-    source = dataset_of(config)[2]
+    source, plan = dataset_of(config)[2], read_plan(config)
     chosen = choose(sites)
     with ThreadPoolExecutor(config.encode.read_threads) as pool:
-        images = list(pool.map(lambda tile: thumbnail(tile.site, config.image, source), chosen))
+        images = list(pool.map(lambda tile: thumbnail(tile.site, plan, source), chosen))
     failures = [reason for reason in images if isinstance(reason, str)]
     if len(failures) == len(images):
         return f"no overview picture: none of {len(images)} images could be read, the first: {failures[0]}"
@@ -95,23 +94,13 @@ def _label(site: dict[str, Any], count: int) -> str:
     return f"{site['perturbation_id']}\n{kind}\n{count:,} sites"
 
 
-def thumbnail(site: dict[str, Any], settings: ImageConfig, storage: Storage) -> Pixels | str:
-    """The mapped image (3, SIDE, SIDE) of a site, or the reason that it has none.
-
-    An image of other than 1 or 3 channels is shown as its channels, each in grey.
-    """
+def thumbnail(site: dict[str, Any], plan: ReadPlan, storage: Storage) -> Pixels | str:
+    """The mapped image of a site as people see it, (3, SIDE, SIDE), or the reason that it has none."""
     try:
-        image = MAPPINGS[settings.mapping or ""].apply(read_site(site, settings, storage))
+        image = plan.mapping.apply(read_site(site, plan.image, storage))
     except MorphorayError as error:
         return str(error)
-    if len(image) in (1, 3):
-        return np.broadcast_to(resize_square(image, SIDE), (3, SIDE, SIDE))
-    across = int(np.ceil(np.sqrt(len(image))))
-    side = (SIDE + 1) // across - 1
-    tiles = grid([resize_square(plane[None], side) for plane in image], across, gap=1)
-    padded = np.full((3, SIDE, SIDE), 255, np.uint8)
-    padded[:, : tiles.shape[1], : tiles.shape[2]] = tiles
-    return padded
+    return resize_square(plan.mapping.render(image), SIDE)
 
 
 def bars(sites: pa.Table) -> tuple[str, list[tuple[str, int]]]:

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from morphoray import schema
 from morphoray.config import RunConfig
 from morphoray.errors import ConfigError
+from morphoray.imaging.channels import bundle_mapping
 from morphoray.perturbations.base import Perturbation
 from morphoray.pipelines.cluster import connected, generate_resources, preflight
 from morphoray.pipelines.generate import known_perturbations, read_manifest, vectors_for
@@ -65,7 +66,8 @@ def run_screen(config: RunConfig, address: str | None = None) -> ScreenSummary:
     if finished_before:
         print(f"screen: was finished before, nothing to do: {hits}", flush=True)
     else:
-        _collect(storage, out, parts, molecules, manifest["fingerprint"], fingerprint(settings))
+        legend = bundle_mapping(manifest).legend
+        _collect(storage, out, parts, molecules, manifest["fingerprint"], fingerprint(settings), legend)
     return _report(storage, out, finished_before)
 
 
@@ -152,7 +154,13 @@ def write_part(item: Item, storage: Storage, out: str) -> Item:
 
 
 def _collect(
-    storage: Storage, out: str, parts: list[Item], molecules: list[Molecule], bundle: str, made_by: str
+    storage: Storage,
+    out: str,
+    parts: list[Item],
+    molecules: list[Molecule],
+    bundle: str,
+    made_by: str,
+    legend: str,
 ) -> None:
     """Rank all parts: top.png, then hits.parquet, which marks the screen as done."""
     from morphoray.imaging.png import decode_png, encode_png, grid
@@ -173,7 +181,7 @@ def _collect(
             pictures |= {row["line"]: row["images"] for row in found.to_pylist()}
         images = [decode_png(data) for line in lines for data in pictures[line]]
         sheet = grid(images, columns=len(pictures[0]))
-        storage.write_bytes(join(out, "top.png"), encode_png(sheet))
+        storage.write_bytes(join(out, "top.png"), encode_png(sheet, text={"Channels": legend}))
     storage.write_table(join(out, "hits.parquet"), schema.stamp(table, made_by))
 
 

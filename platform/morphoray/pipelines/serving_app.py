@@ -74,10 +74,11 @@ def _add_information(app: FastAPI, catalog: Catalog, ready: Ready, authorised: A
 
     @app.get("/v1/bundles", dependencies=[authorised])
     async def bundles() -> list[dict[str, Any]]:
-        """The bundles, their sampling defaults and the perturbations they know."""
+        """The bundles: their channels, sampling defaults and the perturbations that they know."""
         keys = ("fingerprint", "resolution", "control", "sampling", "perturbations")
         return [
             {"name": name, "encoder": manifest["condition"]["encoder"]}
+            | {"channels": catalog.mappings[name].outputs, "shown": catalog.mappings[name].legend}
             | {key: manifest.get(key) for key in keys}
             for name, manifest in catalog.manifests.items()
         ]
@@ -138,6 +139,7 @@ def _body(catalog: Catalog, work: list[Work], made: list[Made]) -> ImagesRespons
         steps=first.sampling.steps,
         guidance_scale=first.sampling.guidance_scale,
         resolution=int(manifest["resolution"]),
+        channels=list(catalog.mappings[first.sampling.bundle].outputs),
         images=[
             ImageOut(index=item.index, png=base64.b64encode(image.png).decode())
             for item, image in zip(work, made, strict=True)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from morphoray.imaging.channels import bundle_mapping
 from morphoray.perturbations import find_encoder
 from morphoray.perturbations.base import Encoder, Perturbation
 from morphoray.pipelines.generate import known_perturbations, read_manifest
@@ -39,7 +40,11 @@ class ImagesRequest(BaseModel):
     sampler: Literal["ddpm", "ddim", "dpmsolver++"] | None = Field(None, description="default: the bundle's")
     steps: int | None = Field(None, ge=1, le=250, description="default: the bundle's")
     guidance_scale: float | None = Field(None, ge=0, le=30, description="default: the bundle's")
-    format: Literal["png"] = "png"
+    format: Literal["png", "channels"] = Field(
+        "png",
+        description="png: to look at, in RGB; channels: the bundle's channels as they are, a grey PNG of "
+        "planes one below the other where there are neither one nor three",
+    )
 
     @model_validator(mode="after")
     def _one_perturbation(self) -> "ImagesRequest":
@@ -69,6 +74,7 @@ class ImagesResponse(BaseModel):
     steps: int
     guidance_scale: float
     resolution: int
+    channels: list[str] = Field(description="of the bundle's images, in order")
     images: list[ImageOut]
 
 
@@ -84,13 +90,14 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Work:
-    """One image to make: vector (width,) float32; seed and index choose its noise."""
+    """One image to make: vector (width,) float32; seed and index choose its noise; raw: not in RGB."""
 
     sampling: Sampling
     perturbation_id: str
     vector: np.ndarray
     index: int
     seed: int
+    raw: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,6 +115,7 @@ class Catalog:
 
     def __init__(self, storage: Storage, bundles: Mapping[str, str]) -> None:
         self.manifests = {name: read_manifest(storage, uri) for name, uri in bundles.items()}
+        self.mappings = {name: bundle_mapping(manifest) for name, manifest in self.manifests.items()}
         self._known = {
             name: {item.perturbation_id: item for item in known_perturbations(manifest)}
             for name, manifest in self.manifests.items()
@@ -137,7 +145,8 @@ class Catalog:
             usual.get("guidance_scale", 1.0) if request.guidance_scale is None else request.guidance_scale,
         )
         indices = range(request.index_start, request.index_start + request.n)
-        return [Work(sampling, item.perturbation_id, vector, index, request.seed) for index in indices]
+        raw = request.format == "channels"
+        return [Work(sampling, item.perturbation_id, vector, index, request.seed, raw) for index in indices]
 
     def _bundle(self, name: str | None) -> str:
         names = list(self.manifests)

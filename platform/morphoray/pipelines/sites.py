@@ -1,18 +1,15 @@
 """The import stage: a dataset's files to the run's SITES table."""
 
-from dataclasses import replace
-
 import pyarrow as pa
 
 from morphoray import schema
 from morphoray.config import RunConfig
 from morphoray.datasets.base import Imported
 from morphoray.pipelines.layout import claim, dataset_of, layout_of, storage_from
-from morphoray.pipelines.overview import write_overview
 
 
 def import_sites(config: RunConfig) -> Imported | None:
-    """Read the run's dataset; store its quarantine, an overview picture and SITES. None if that is done.
+    """Read the run's dataset; store its quarantine and SITES. None if that is done.
 
     Raises FingerprintError if SITES under this run_dir come from other dataset settings.
     """
@@ -29,9 +26,8 @@ def import_sites(config: RunConfig) -> Imported | None:
         quarantine = schema.stamp(imported.quarantine, made_by)
         storage.write_table(layout.of_data("quarantine", "import.parquet"), quarantine)
     storage.write_json(described, settings)
-    picture = write_overview(config, imported.sites)
     storage.write_table(layout.sites, schema.stamp(imported.sites, made_by))
-    return replace(imported, summary=f"{imported.summary}\n  {picture}")
+    return imported
 
 
 def read_sites(config: RunConfig) -> pa.Table:

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.compute as pc
 
 from morphoray.config import RunConfig, build
-from morphoray.datasets import find_dataset
 from morphoray.datasets.splits import TRAIN
 from morphoray.errors import MorphorayError
 from morphoray.perturbations.base import from_rows
 from morphoray.pipelines.cluster import preflight, train_resources
-from morphoray.pipelines.codecs import local_bundle_config
+from morphoray.pipelines.codecs import image_channels, local_bundle_config
 from morphoray.pipelines.conditions import Conditions, fit_conditions
 from morphoray.pipelines.encode import latents_settings
-from morphoray.pipelines.layout import claim, layout_of, storage_from
+from morphoray.pipelines.layout import claim, layout_of, mapping_of, storage_from
 from morphoray.pipelines.sites import read_sites
 from morphoray.pipelines.training_data import open_training_data
 from morphoray.seeds import fingerprint
@@ -193,7 +192,12 @@ def _fresh_bundle(config: RunConfig, conditions: Conditions) -> "Bundle":
         "hidden": config.perturbations.hidden,
     }
     bundle = new_bundle(
-        local_bundle_config(config), config.image.resolution, conditions.width, projection, config.seed
+        local_bundle_config(config),
+        config.image.resolution,
+        conditions.width,
+        projection,
+        config.seed,
+        image_channels(config),
     )
     bundle.manifest = manifest_of(config, conditions)
     return bundle
@@ -205,11 +209,12 @@ def manifest_of(config: RunConfig, conditions: Conditions) -> dict[str, Any]:
     seen = set(sites.filter(pc.equal(sites["split"], TRAIN))["perturbation_id"].unique().to_pylist())
     perturbations = from_rows(sites)
     controls = [item.perturbation_id for item in perturbations if item.is_control]
+    mapping = mapping_of(config)
     return {
         "format": 1,
         "condition": {"encoder": conditions.encoder, "state": conditions.state},
-        "mapping": config.image.mapping,
-        "channels": list(find_dataset(config.dataset.name).channels),
+        "mapping": mapping.model_dump(mode="json"),
+        "channels": list(mapping.outputs),
         "resolution": config.image.resolution,
         "preset": config.bundle.preset,
         "control": controls[0] if controls else None,

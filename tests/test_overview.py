@@ -86,7 +86,8 @@ def test_a_thumbnail_is_the_mapped_image(tmp_path: Path) -> None:
     found = thumbnail(site_of([str(tmp_path / "a.png")]), plan("rgb"), STORAGE)
     np.testing.assert_array_equal(found, pixels[:, :, 10:-10])
     assert "none.png: missing" in thumbnail(site_of(["none.png"]), plan("rgb"), STORAGE)
-    assert "takes 6 channels" in thumbnail(
+    wrong = plan("rxrx1_rgb", CELL_PAINTING_CHANNELS)
+    assert "takes 6 channels" in thumbnail(site_of([str(tmp_path / "a.png")]), wrong, STORAGE)
         site_of([str(tmp_path / "a.png")]), plan("rxrx1_rgb", CELL_PAINTING_CHANNELS), STORAGE
     )
 

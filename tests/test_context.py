@@ -18,19 +18,23 @@ from morphoray.config import BundleConfig, PerturbationsConfig, RunConfig, Scree
 from morphoray.diffusion.bundle import Bundle, new_bundle
 from morphoray.diffusion.generate import ImageRequest, SamplerSettings, sample_latents
 from morphoray.diffusion.objective import draw_noise, slot_seeds
-from morphoray.errors import ConfigError
+from morphoray.errors import ConfigError, FingerprintError
 from morphoray.perturbations.base import Encoded, Perturbation, read_perturbations
 from morphoray.perturbations.context import NO_CONTEXT, Context, context_state, load_context
+from morphoray.pipelines.conditions import Conditions, fit_conditions
 from morphoray.pipelines.generate import read_manifest, vectors_for
+from morphoray.pipelines.run import run_import
 from morphoray.pipelines.screen import find_control
 from morphoray.pipelines.serving_requests import Catalog, ImagesRequest, ServiceError
-from morphoray.pipelines.train import training_settings
+from morphoray.pipelines.streamed import BLOCK, EncodeBlock, parts_of, read_item
+from morphoray.pipelines.train import manifest_of, training_settings
+from morphoray.seeds import fingerprint
 from morphoray.storage import Storage
 from morphoray.training.consumed import Block, Consumed
 from morphoray.training.latents import LatentParts, LatentSet, Span, joined
 from morphoray.training.loop import Hooks, make_state, train
 from morphoray.training.streamed import Streamed
-from tinyrun import run_of
+from tinyrun import make_images, run_of, settings
 
 CELLS = ("HUVEC", "U2OS")
 BOTH = Context({"cell_type": CELLS, "experiment": ("b1", "b2", "b3")})
@@ -68,7 +72,7 @@ def test_a_perturbation_in_a_context_is_its_vector_and_features_or_a_reason() ->
     assert np.isnan(result.vectors[2:]).all()
     assert result.reasons[:2] == [None, None] and result.reasons[3] == "invalid SMILES"
     assert result.reasons[2] == (
-        "experiment 'b4': unknown to this bundle, expected one of b1, b2, b3, or none for their average"
+        "experiment 'b4': unknown to this bundle, expected one of b1, b2, b3, or none for their mixture"
     )
     assert "cell_type 'huvec': unknown to this bundle, expected one of HUVEC, U2OS" in str(result.reasons[4])
     many = Context({"experiment": [str(number) for number in range(100, 200)]})
@@ -179,7 +183,7 @@ def test_micro_batches_hide_the_same_contexts(codec_folder: Path) -> None:
 def test_settings_of_runs_without_context_are_those_they_had() -> None:
     config = RunConfig(run_dir="r")
     told = training_settings(config)["perturbations"]
-    assert not {"context", "context_dropout"} & told.keys()
+    assert fingerprint(told) == "d714989ad34c9fd9"  # as of the version before there was a context
     off = RunConfig(run_dir="r", perturbations={"context_dropout": 0.5})
     assert training_settings(off)["perturbations"] == told
     on = RunConfig(run_dir="r", perturbations={"context": ["experiment"]})
@@ -243,3 +247,43 @@ def test_what_a_screen_may_be_asked_for(compounds: Path) -> None:
     assert (control.cell_type, control.experiment) == ("U2OS", "b1")
     with pytest.raises(ConfigError, match=r"screen\.cell_type 'RPE': unknown to this bundle, .* HUVEC, U2OS"):
         find_control(manifest, ScreenConfig(cell_type="RPE"))
+
+
+def test_a_run_without_context_says_nothing_of_it(codec_folder: Path, tmp_path: Path) -> None:
+    images = make_images(tmp_path / "images")
+
+    def conditions_of(run_dir: Path, **perturbations: Any) -> tuple[Conditions, dict[str, Any]]:
+        values = settings(run_dir, images, codec_folder)
+        values["perturbations"] |= perturbations
+        config = run_import(run_of(values))
+        conditions = fit_conditions(config)
+        condition: dict[str, Any] = manifest_of(config, conditions)["condition"]
+        return conditions, condition
+
+    conditions, condition = conditions_of(tmp_path / "plain")
+    assert condition == {"encoder": "constant", "state": {"width": 1}}
+    stored = json.loads((tmp_path / "plain" / "conditions" / "conditions.json").read_text())
+    assert stored.keys() == {"encoder", "state", "vectors", "width"}
+    assert "context" not in (tmp_path / "plain" / "conditions" / "settings.json").read_text()
+    assert conditions.without_context("taxol").tobytes() == conditions.vectors["taxol"].tobytes()
+    conditions, condition = conditions_of(tmp_path / "told", context=["experiment"])
+    assert condition["context"] == {"experiment": ["p0", "p1"]} and conditions.width == 3
+    assert conditions.without_context("taxol").tolist() == [1, 0, 0]
+    again, _ = conditions_of(tmp_path / "told", context=["experiment"], context_dropout=0.5)
+    assert again.context == conditions.context
+    with pytest.raises(FingerprintError, match=r"perturbations\.context: stored"):
+        conditions_of(tmp_path / "told")
+    with pytest.raises(ConfigError, match="no training site has a cell_type"):
+        conditions_of(tmp_path / "none", context=["cell_type"])
+
+
+def test_a_streams_blocks_tell_the_context_of_their_samples(codec_folder: Path, tmp_path: Path) -> None:
+    values = settings(tmp_path / "run", make_images(tmp_path / "images"), codec_folder, mode="stream")
+    values["perturbations"]["context"] = ["experiment"]
+    text = run_import(run_of(values)).model_dump_json()
+    item = read_item({"epoch": 0, "number": 0}, text)
+    table = EncodeBlock(text)(pa.Table.from_pylist([item]))
+    sites = parts_of(text).of(0, 0)
+    assert table.schema.equals(BLOCK)
+    assert sorted(table["experiment"].to_pylist()) == sorted(sites["experiment"].to_pylist() * 2)
+    assert table["cell_type"].null_count == len(table) == 8

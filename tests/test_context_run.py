@@ -1,4 +1,4 @@
-"""Cell type and batch as conditions on a real Ray: from SITES to images, by latents or streamed."""
+"""Cell type and batch as conditions on a real Ray: from SITES to the images that a file asks for."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from morphoray.imaging.png import decode_png
 from morphoray.pipelines.cluster import connected
-from morphoray.pipelines.conditions import fit_conditions
 from morphoray.pipelines.generate import known_perturbations, read_images
-from morphoray.pipelines.run import run_encode, run_generate, run_import, run_train
-from morphoray.pipelines.train import manifest_of
+from morphoray.pipelines.run import run_generate, run_train
 from morphoray.storage import Storage
-from tinyrun import REAL_RAY, losses, make_images, run_of, settings
+from tinyrun import REAL_RAY, make_images, run_of, settings
 
 pytestmark = REAL_RAY
 CELLS = ("HUVEC", "U2OS")
@@ -25,7 +24,7 @@ CELLS = ("HUVEC", "U2OS")
 
 @pytest.fixture(scope="module")
 def values(tmp_path_factory: pytest.TempPathFactory, codec_folder: Path) -> Iterator[dict[str, Any]]:
-    """24 images of two cell types in three batches, one held out; the latents encoded, on a cluster."""
+    """24 images of two cell types in three batches, one held out; a bundle, on a cluster."""
     folder = tmp_path_factory.mktemp("run")
     images = make_images(folder / "images", 24)
     file = images / "train" / "metadata.jsonl"
@@ -34,16 +33,14 @@ def values(tmp_path_factory: pytest.TempPathFactory, codec_folder: Path) -> Iter
         row |= {"cell_type": CELLS[number // 2 % 2], "plate": f"p{number % 3}"}
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     made = settings(folder / "run", images, codec_folder, sample_every=None)
-    made["data_dir"] = str(folder / "data")
     made["dataset"]["held_out_experiments"] = ["p2"]
     made["perturbations"] |= {"context": ["cell_type", "experiment"], "context_dropout": 0.3}
     with connected():
-        run_encode(run_of(made))
+        run_train(run_of(made))
         yield made
 
 
 def test_a_run_with_context_from_training_to_images(values: dict[str, Any], tmp_path: Path) -> None:
-    run_train(run_of(values))
     run = Path(values["run_dir"])
     manifest = json.loads((run / "bundle" / "morphoray.json").read_text())
     levels = {"cell_type": ["HUVEC", "U2OS"], "experiment": ["p0", "p1"]}
@@ -74,35 +71,6 @@ def test_a_run_with_context_from_training_to_images(values: dict[str, Any], tmp_
     (tmp_path / "one.csv").write_text(table + asked[2])
     run_generate(config, str(run / "bundle"), str(tmp_path / "one"), str(tmp_path / "one.csv"))
     alone = read_images(Storage(), str(tmp_path / "one")).to_pylist()
-    assert alone[0]["image"] == found["taxol", "HUVEC", "p1", 0]["image"]
+    images = [decode_png(row["image"]) for row in (alone[0], found["taxol", "HUVEC", "p1", 0])]
+    assert np.abs(images[0].astype(int) - images[1]).max() <= 1  # in another batch: rounding
     assert all(item.cell_type is item.experiment is None for item in known_perturbations(manifest))
-
-
-def test_two_workers_have_the_losses_of_one(values: dict[str, Any], tmp_path: Path) -> None:
-    found = []
-    for workers in (1, 2):
-        made = values | {"run_dir": str(tmp_path / str(workers))}
-        run_train(run_of(made, f"training.num_workers={workers}", "training.batch_size=7"))
-        found.append(list(losses(tmp_path / str(workers)).values()))
-    np.testing.assert_allclose(*found, rtol=1e-5)
-
-
-def test_a_stream_brings_the_context(values: dict[str, Any], tmp_path: Path) -> None:
-    made = values | {"run_dir": str(tmp_path / "run")}
-    overrides = ["mode=stream", "cpus_per_worker=0.5"]
-    config = run_of(made, *(f"training.{each}" for each in overrides), "encode.cpus_per_actor=0.5")
-    run_train(config)
-    manifest = json.loads((tmp_path / "run" / "bundle" / "morphoray.json").read_text())
-    assert manifest["condition"]["context"]["cell_type"] == ["HUVEC", "U2OS"]
-
-
-def test_a_run_without_context_says_nothing_of_it(values: dict[str, Any], tmp_path: Path) -> None:
-    made = values | {"run_dir": str(tmp_path / "run"), "perturbations": {"encoder": "constant"}}
-    config = run_import(run_of(made))
-    conditions = fit_conditions(config)
-    assert manifest_of(config, conditions)["condition"].keys() == {"encoder", "state"}
-    stored = json.loads((tmp_path / "run" / "conditions" / "conditions.json").read_text())
-    assert stored.keys() == {"encoder", "state", "vectors", "width"}
-    told = (tmp_path / "run" / "conditions" / "settings.json").read_text()
-    assert "context" not in told
-    assert conditions.without_context("taxol").tobytes() == conditions.vectors["taxol"].tobytes()

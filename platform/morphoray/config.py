@@ -231,7 +231,7 @@ class ScreenConfig(Section):
     out: str | None = None  # None: <run_dir>/screen
     extractor: str = "efficientnet_lite0"
     concentration_um: float | None = None
-    cell_type: str | None = None  # context of every image, the control's too; None: the average
+    cell_type: str | None = None  # context of every image, the control's too; None: the mixture of all
     experiment: str | None = None
 
 

@@ -32,7 +32,7 @@ class Perturbation:
     concentration_um: float | None = None
     moa: str | None = None
     is_control: bool = False
-    cell_type: str | None = None  # as asked for at generation, like experiment; None: the average
+    cell_type: str | None = None  # as asked for at generation, like experiment; None: the mixture of all
     experiment: str | None = None
 
     @property

@@ -19,7 +19,7 @@ class Context:
     """The levels that a model knows, by column; no column: a model that is told of perturbations alone.
 
     A row's features are one-hot, column after column. A value that is absent or unknown is all zeros, which
-    training shows the model too (`context_dropout`): they stand for the average over what it has seen.
+    training shows the model too (`context_dropout`): they stand for the mixture of all that it has seen.
     """
 
     levels: Mapping[str, Sequence[str]]
@@ -80,7 +80,7 @@ class Context:
                 more = f" and {len(known) - SHOWN_LEVELS} more" if len(known) > SHOWN_LEVELS else ""
                 return (
                     f"{name} {value!r}: unknown to this bundle, expected one of "
-                    f"{', '.join(known[:SHOWN_LEVELS])}{more}, or none for their average"
+                    f"{', '.join(known[:SHOWN_LEVELS])}{more}, or none for their mixture"
                 )
         return None
 

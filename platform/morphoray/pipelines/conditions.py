@@ -35,7 +35,7 @@ class Conditions:
         return find_encoder(self.encoder).load(self.state)
 
     def without_context(self, perturbation_id: str) -> np.ndarray:
-        """The condition vector (width,) float32 of a perturbation in no context: the model's average."""
+        """The condition vector (width,) float32 of a perturbation in no context."""
         return np.append(self.vectors[perturbation_id], np.zeros(self.context.width, np.float32))
 
 

@@ -44,7 +44,7 @@ QUARANTINE = pa.schema(
 IMAGES = pa.schema(
     [
         pa.field("perturbation_id", pa.string(), nullable=False),
-        pa.field("cell_type", pa.string()),  # the context asked for, like experiment; null: the mixture of all
+        pa.field("cell_type", pa.string()),  # the context asked for, like experiment; null: none
         pa.field("experiment", pa.string()),
         pa.field("index", pa.int32(), nullable=False),
         pa.field("seed", pa.int64(), nullable=False),

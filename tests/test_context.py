@@ -265,7 +265,7 @@ def test_a_run_without_context_says_nothing_of_it(codec_folder: Path, tmp_path: 
     stored = json.loads((tmp_path / "plain" / "conditions" / "conditions.json").read_text())
     assert stored.keys() == {"encoder", "state", "vectors", "width"}
     told = json.loads((tmp_path / "plain" / "conditions" / "settings.json").read_text())["perturbations"]
-    assert told == {"encoder": "constant", "max_bad_fraction": 0.1}
+    assert told == {"encoder": "constant", "max_bad_fraction": 0.1, "width": 1}
     assert conditions.without_context("taxol").tobytes() == conditions.vectors["taxol"].tobytes()
     conditions, condition = conditions_of(tmp_path / "told", context=["experiment"])
     assert condition["context"] == {"experiment": ["p0", "p1"]} and conditions.width == 3

@@ -47,6 +47,8 @@ QUARANTINE = pa.schema(
 IMAGES = pa.schema(
     [
         pa.field("perturbation_id", pa.string(), nullable=False),
+        pa.field("cell_type", pa.string()),  # the context asked for, like experiment; null: none
+        pa.field("experiment", pa.string()),
         pa.field("index", pa.int32(), nullable=False),
         pa.field("seed", pa.int64(), nullable=False),
         pa.field("sampler", pa.string(), nullable=False),
@@ -94,6 +96,7 @@ def latents(channels: int, height: int, width: int) -> pa.Schema:
         [
             pa.field("site_id", pa.string(), nullable=False),
             pa.field("experiment", pa.string(), nullable=False),
+            pa.field("cell_type", pa.string()),
             pa.field("view", pa.string(), nullable=False),
             pa.field("crop", pa.int32(), nullable=False),
             pa.field("latent_mean", tensor, nullable=False),

@@ -109,7 +109,9 @@ class Recorder:
         """A grid of images from the averaged weights: a row a perturbation, to samples/step-….png."""
         names = sorted(self._conditions.vectors)[:4]
         requests = [
-            ImageRequest(name, self._conditions.vectors[name], index) for name in names for index in range(8)
+            ImageRequest(name, self._conditions.without_context(name), index)
+            for name in names
+            for index in range(8)
         ]
         settings = SamplerSettings(
             "dpmsolver++", 15, 1.0, self._config.seed, self._config.image.resolution, batch_size=16

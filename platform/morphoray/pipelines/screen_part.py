@@ -63,7 +63,14 @@ class ScreenPart:
         """The part's rows of PART."""
         n, names = self._section.n, list(item["ids"])
         asked = [
-            Perturbation(name, "compound", str(smiles), concentration_um=self._section.concentration_um)
+            Perturbation(
+                name,
+                "compound",
+                str(smiles),
+                concentration_um=self._section.concentration_um,
+                cell_type=self._section.cell_type,
+                experiment=self._section.experiment,
+            )
             for name, smiles in zip(names, item["smiles"], strict=True)
         ]
         vectors, reasons = vectors_for(self._bundle.manifest, asked)

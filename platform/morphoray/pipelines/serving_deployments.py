@@ -93,7 +93,10 @@ class ImageGenerator:
             batch_size=self._args.max_batch_size,
             precision=self._args.precision,
         )
-        requests = [ImageRequest(item.perturbation_id, item.vector, item.index, item.seed) for item in group]
+        requests = [
+            ImageRequest(item.perturbation.perturbation_id, item.vector, item.index, item.seed)
+            for item in group
+        ]
         mapping, images = bundle.mapping, generate(bundle, requests, settings)
         return [
             encode_image(image, mapping.outputs)

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from morphoray.imaging.channels import bundle_mapping
 from morphoray.perturbations import find_encoder
 from morphoray.perturbations.base import Encoder, Perturbation
+from morphoray.perturbations.context import load_context
 from morphoray.pipelines.generate import known_perturbations, read_manifest
 from morphoray.storage import Storage
 
@@ -34,6 +35,8 @@ class ImagesRequest(BaseModel):
     perturbation_id: str | None = Field(None, min_length=1, max_length=5000)
     smiles: str | None = Field(None, min_length=1, max_length=5000)
     concentration_um: float | None = Field(None, ge=0, allow_inf_nan=False, description="micromolar")
+    cell_type: str | None = Field(None, min_length=1, max_length=200, description="default: any of them")
+    experiment: str | None = Field(None, min_length=1, max_length=200, description="default: any of them")
     n: int = Field(1, ge=1, le=MAX_IMAGES, description="how many images")
     seed: int = Field(0, ge=0, le=2**53 - 1)
     index_start: int = Field(0, ge=0, le=2**31 - 1 - MAX_IMAGES, description="the first image's index")
@@ -69,6 +72,8 @@ class ImagesResponse(BaseModel):
     bundle: str
     bundle_fingerprint: str
     perturbation_id: str
+    cell_type: str | None = Field(None, description="absent: none was asked for")
+    experiment: str | None = Field(None, description="absent: none was asked for")
     seed: int
     sampler: str
     steps: int
@@ -93,7 +98,7 @@ class Work:
     """One image to make: vector (width,) float32; seed and index choose its noise; raw: not in RGB."""
 
     sampling: Sampling
-    perturbation_id: str
+    perturbation: Perturbation
     vector: np.ndarray
     index: int
     seed: int
@@ -128,15 +133,20 @@ class Catalog:
     def work(self, request: ImagesRequest) -> list[Work]:
         """One Work an image. An image of a SMILES has the SMILES as its perturbation_id.
 
-        Raises ServiceError: 404 for an unknown bundle or perturbation, 422 for one without a vector.
+        Raises ServiceError: 404 for an unknown bundle or perturbation, 422 for one without a vector or for a
+        context that the bundle doesn't know.
         """
         name = self._bundle(request.bundle)
         item = self._perturbation(name, request)
+        item = replace(item, cell_type=request.cell_type, experiment=request.experiment)
         encoded = self._encoders[name].encode([item])
-        (vector,), (reason,) = encoded.vectors, encoded.reasons
-        if reason is not None:
+        if encoded.reasons[0] is not None:
             unknown = item.perturbation_id not in self._known[name] and request.smiles is None
-            raise ServiceError(404 if unknown else 422, f"bundle {name!r}: {reason}")
+            raise ServiceError(404 if unknown else 422, f"bundle {name!r}: {encoded.reasons[0]}")
+        extended = load_context(self.manifests[name]["condition"]).extended(encoded, [item])
+        (vector,), (refusal,) = extended.vectors, extended.reasons
+        if refusal is not None:
+            raise ServiceError(422, f"bundle {name!r}: {refusal}")
         usual: dict[str, Any] = self.manifests[name].get("sampling", {})
         sampling = Sampling(
             name,
@@ -146,7 +156,7 @@ class Catalog:
         )
         indices = range(request.index_start, request.index_start + request.n)
         raw = request.format == "channels"
-        return [Work(sampling, item.perturbation_id, vector, index, request.seed, raw) for index in indices]
+        return [Work(sampling, item, vector, index, request.seed, raw) for index in indices]
 
     def _bundle(self, name: str | None) -> str:
         names = list(self.manifests)

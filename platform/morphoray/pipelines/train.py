@@ -12,6 +12,7 @@ from morphoray.config import RunConfig, build
 from morphoray.datasets.splits import TRAIN
 from morphoray.errors import MorphorayError
 from morphoray.perturbations.base import from_rows
+from morphoray.perturbations.context import context_state
 from morphoray.pipelines.cluster import preflight, train_resources
 from morphoray.pipelines.codecs import image_channels, local_bundle_config
 from morphoray.pipelines.conditions import Conditions, fit_conditions
@@ -62,7 +63,7 @@ def training_settings(config: RunConfig) -> dict[str, Any]:
         placement.add("shuffle_window")
     return {
         "latents": fingerprint(latents_settings(config)),
-        "perturbations": config.perturbations.model_dump(mode="json"),
+        "perturbations": config.perturbations.settings(),
         "bundle": config.bundle.model_dump(mode="json"),
         "training": config.training.model_dump(mode="json", exclude=placement),
         "seed": config.seed,
@@ -151,8 +152,18 @@ def train_worker(arguments: dict[str, Any]) -> None:
                 flush=True,
             )
         hooks = Hooks(recorder.log, recorder.save, recorder.sample, recorder.check)
-        dropout = config.perturbations.dropout
-        run_loop(bundle, data, training, config.seed, dropout, accelerator, state, hooks)
+        asked = config.perturbations
+        run_loop(
+            bundle,
+            data,
+            training,
+            config.seed,
+            asked.dropout,
+            accelerator,
+            state,
+            hooks,
+            asked.context_dropout,
+        )
         if main:
             recorder.finish(state)
 
@@ -212,7 +223,11 @@ def manifest_of(config: RunConfig, conditions: Conditions) -> dict[str, Any]:
     mapping = mapping_of(config)
     return {
         "format": 1,
-        "condition": {"encoder": conditions.encoder, "state": conditions.state},
+        "condition": {
+            "encoder": conditions.encoder,
+            "state": conditions.state,
+            **context_state(conditions.context),
+        },
         "mapping": mapping.model_dump(mode="json"),
         "channels": list(mapping.outputs),
         "resolution": config.image.resolution,

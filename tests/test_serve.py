@@ -210,6 +210,7 @@ def test_health_interface_page_and_bundles(client: httpx.Client) -> None:
         ("a", "rdkit", RESOLUTION),
         ("b", "rdkit", RESOLUTION),
     ]
+    assert [item["takes_smiles"] for item in listed] == [True, True]
     assert {item["perturbation_id"] for item in listed[0]["perturbations"]} == {*SMILES, CONTROL}
 
 

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 
 from morphoray.errors import ConfigError, DataError
-from morphoray.perturbations.base import parse_bool, read_csv
+from morphoray.perturbations.base import parse_bool, plain_id, read_csv
 from morphoray.perturbations.table import normalise_id
 from morphoray.storage import Storage
 
@@ -31,12 +31,14 @@ def held_out(
     """The known perturbation ids that an option holds out, and notes for the import's summary.
 
     The option is a list of ids, of which each must be known, or the URI of a CSV `perturbation,ood`, which
-    may name more perturbations than these sites show. Ids match exactly, else by the original's spelling.
+    may name more perturbations than these sites show. Ids match exactly, else by the original's spelling; a
+    compound's name stands for the ids of all its doses.
     """
+    exact = set(known)
     spelled: dict[str, set[str]] = {}
-    for name in known:
-        spelled.setdefault(normalise_id(name), set()).add(name)
-    exact = set().union(*spelled.values())
+    for name in exact:
+        for spelling in {normalise_id(name), normalise_id(plain_id(name))}:
+            spelled.setdefault(spelling, set()).add(name)
     from_file = isinstance(option, str)
     wanted = _read_list(option, storage) if isinstance(option, str) else list(option)
     found: set[str] = set()

@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 from morphoray import schema
 from morphoray.config import RunConfig
 from morphoray.errors import ConfigError
-from morphoray.perturbations.base import Perturbation
+from morphoray.perturbations import find_encoder
+from morphoray.perturbations.base import Perturbation, takes_molecules
 from morphoray.pipelines.cluster import connected, generate_resources, preflight
 from morphoray.pipelines.generate import known_perturbations, read_manifest, vectors_for
 from morphoray.pipelines.layout import claim, layout_of, storage_from
@@ -71,11 +72,13 @@ def run_screen(config: RunConfig, address: str | None = None) -> ScreenSummary:
 
 def find_control(manifest: dict[str, Any], name: str | None) -> Perturbation:
     """The control the molecules are held against, and that the bundle can encode both. ConfigError if not."""
-    encoder = manifest["condition"]["encoder"]
-    if encoder != "rdkit":
+    condition = manifest["condition"]
+    encoder = find_encoder(condition["encoder"]).load(condition["state"])
+    if not takes_molecules(encoder):
         raise ConfigError(
-            f"the bundle's encoder is {encoder!r}, which has no vectors of new molecules; a screen needs "
-            "'rdkit'. Train a bundle with perturbations.encoder: rdkit."
+            f"the bundle's encoder is {encoder.name!r} of {', '.join(sorted(encoder.reads)) or 'nothing'}, "
+            "which has no vectors of new molecules; a screen needs one of their SMILES. Train a bundle with "
+            "perturbations.encoder: rdkit or morgan, or concat of these and dose."
         )
     known = {item.perturbation_id: item for item in known_perturbations(manifest)}
     name = name or manifest.get("control")

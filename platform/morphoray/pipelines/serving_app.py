@@ -77,7 +77,11 @@ def _add_information(app: FastAPI, catalog: Catalog, ready: Ready, authorised: A
         """The bundles, their sampling defaults and the perturbations they know."""
         keys = ("fingerprint", "resolution", "control", "sampling", "perturbations")
         return [
-            {"name": name, "encoder": manifest["condition"]["encoder"]}
+            {
+                "name": name,
+                "encoder": manifest["condition"]["encoder"],
+                "takes_smiles": catalog.takes_smiles(name),
+            }
             | {key: manifest.get(key) for key in keys}
             for name, manifest in catalog.manifests.items()
         ]

@@ -1,10 +1,10 @@
 """BBBC021's compounds whose structure is known well: name -> SMILES (no stereochemistry), formula.
 
 87 of the 98 in the original project's table, under its ids. Where a compound has several forms, the one
-given is the one whose descriptors its table holds (the fixed tautomers of aloisine A and acyclovir, the
-thione of PD 150606, butyric acid for its sodium salt, puromycin's aminonucleoside). Left out: five AZ
-compounds, tunicamycin and bleomycin, which are mixtures, jasplakinolide, carboplatin, indirubin-monoxime
-and caspase-inhibitor-1-zvad-, whose form in that table was not found.
+given is the one whose descriptors its table holds (one tautomer of aloisine A, acyclovir and
+nocodazole, the thione of PD 150606, butyric acid for its sodium salt, puromycin's aminonucleoside).
+Left out: five AZ compounds, tunicamycin and bleomycin, which are mixtures, jasplakinolide, carboplatin,
+indirubin-monoxime and caspase-inhibitor-1-zvad-, whose form in that table was not found.
 """
 
 COMPOUNDS = {
@@ -29,7 +29,7 @@ COMPOUNDS = {
     "5-fluorouracil": ("O=c1[nH]cc(F)c(=O)[nH]1", "C4H3FN2O2"),
     "cytochalasin-b": ("CC1CCCC(O)C=CC(=O)OC23C(C=CC1)C(O)C(=C)C(C)C2C(Cc1ccccc1)NC3=O", "C29H37NO5"),
     "aphidicolin": ("CC1(CO)C(O)CCC2(C)C1CCC1CC3CC12CCC3(O)CO", "C20H34O4"),
-    "nocodazole": ("COC(=O)Nc1nc2ccc(cc2[nH]1)C(=O)c1cccs1", "C14H11N3O3S"),
+    "nocodazole": ("COC(=O)Nc1nc2cc(ccc2[nH]1)C(=O)c1cccs1", "C14H11N3O3S"),
     "lactacystin": ("CC(C)C(O)C1(NC(=O)C(C)C1O)C(=O)SCC(NC(C)=O)C(O)=O", "C15H24N2O7S"),
     "sp-600125": ("O=C1c2ccccc2-c2n[nH]c3cccc1c23", "C14H8N2O"),
     "hydroxyurea": ("NC(=O)NO", "CH4N2O2"),

@@ -117,6 +117,21 @@ def test_the_jump_field_keeps_its_order_of_stains(benchmarks: None, real_data: P
     assert min(shares, key=shares.__getitem__) == "dna"
 
 
+def test_descriptors(benchmarks: None) -> None:
+    script = module("descriptors")
+    rates = script.measure(count=4, repeats=1)
+    assert {"bare", "rdkit", "as given", "bare morgan", "bare parent", "morgan"} < rates.keys()
+    assert all(rate > 0 for values in rates.values() for rate in values)
+    assert script.measure_processes(count=4, repeats=1, processes=1).keys() == {"bare", "rdkit"}
+    assert len(script.molecules(40)) >= 39
+
+
+def test_descriptors_refuse_a_molecule_without_a_vector(benchmarks: None) -> None:
+    script = module("descriptors")
+    with pytest.raises(AssertionError, match="invalid SMILES"):
+        script.encode(script.encoders(["C", "CC", "CCO"])["morgan"], ["C1CC"])
+
+
 def test_sd(benchmarks: None, tmp_path: Path) -> None:
     from morphoray.config import BundleConfig
 

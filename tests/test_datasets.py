@@ -446,6 +446,39 @@ def test_imagefolder_held_out_and_limit(tmp_path: Path) -> None:
         import_folder(folder, held_out_experiments=["P3"])
 
 
+def test_imagefolder_dose_in_id(tmp_path: Path) -> None:
+    """Tables and held-out names match by the plain name, which stands for all doses; controls keep theirs."""
+    path = tmp_path / "compounds.csv"
+    path.write_text("perturbation_id,moa\nTaxol,stabilizer\n")
+    folder = make_folder(tmp_path, ROWS)
+    options = {"dose_in_id": True, "perturbations": str(path)}
+    found = import_folder(folder, **options, held_out_perturbations=["Taxol"])
+    assert found.sites["perturbation_id"].to_pylist() == ["DMSO", "taxol@0.3", "taxol@1"]
+    assert found.sites["concentration_um"].to_pylist() == [0, 0.3, 1]
+    assert found.sites["split"].to_pylist() == ["train", "held_out_perturbation", "held_out_perturbation"]
+    found = import_folder(folder, **options, held_out_perturbations=["taxol@1"])
+    assert found.sites["split"].to_pylist() == ["train", "train", "held_out_perturbation"]
+    found = import_folder(folder, dose_in_id=True, smiles={"TAXOL": "CCO"}, kind="compound")
+    assert found.sites["smiles"].to_pylist() == [None, "CCO", "CCO"]
+    genes = import_folder(folder, dose_in_id=True, kind="gene")
+    assert genes.sites["perturbation_id"].to_pylist() == ["DMSO", "taxol", "taxol"]
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (None, "taxol: found the concentration None"),
+        (-1, "taxol: found the concentration -1.0, expected 0 or"),
+    ],
+)
+def test_imagefolder_dose_in_id_needs_a_dose(tmp_path: Path, value: float | None, reason: str) -> None:
+    folder = make_folder(tmp_path, [ROWS[0], ROWS[1] | {"concentration_um": value}, ROWS[2]])
+    found = import_folder(folder, dose_in_id=True)
+    assert found.sites["perturbation_id"].to_pylist() == ["DMSO", "taxol@1"]
+    (row,) = found.quarantine.to_pylist()
+    assert reason in row["reason"]
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -504,6 +537,8 @@ def test_imagefolder_real_crops(real_data: Path) -> None:
     assert sorted(sites["perturbation_id"].unique().to_pylist()) == ["cyclohexamide", "dmso"]
     doses = sites.filter(pa.compute.equal(sites["perturbation_id"], "cyclohexamide"))["concentration_um"]
     assert sorted(doses.unique().to_pylist()) == [5, 15, 50]
+    with_doses = import_folder(real_data / "bbbc021-crops", dose_in_id=True).sites["perturbation_id"]
+    assert set(with_doses.to_pylist()) == {"dmso", *(f"cyclohexamide@{dose}" for dose in (5, 15, 50))}
     for uris in sites["channel_uris"].to_pylist()[::400]:
         raw = read_raw(uris, STORAGE)
         assert (raw.shape, raw.dtype) == ((3, 68, 68), np.uint8)

@@ -204,5 +204,7 @@ def test_screen_refuses_other_settings(config: RunConfig, tmp_path: Path) -> Non
 def test_screen_needs_an_encoder_of_molecules() -> None:
     from morphoray.pipelines.screen import find_control
 
-    with pytest.raises(ConfigError, match="'table', which has no vectors of new molecules"):
-        find_control({"condition": {"encoder": "table", "state": {}}}, ScreenConfig())
+    with pytest.raises(
+        ConfigError, match="'dose' of concentration_um, which has no vectors of new molecules"
+    ):
+        find_control({"condition": {"encoder": "dose", "state": {"low": 0.0, "high": 1.0}}}, ScreenConfig())

@@ -233,6 +233,7 @@ def test_health_interface_page_and_bundles(client: httpx.Client) -> None:
     ]
     assert [item["channels"] for item in listed] == [["red", "green", "blue"]] * 2 + [list(FIVE)]
     assert listed[2]["shown"].startswith("dna #1300f9, er #2aff1f")
+    assert [item["takes_smiles"] for item in listed] == [True, True, True]
     assert {item["perturbation_id"] for item in listed[0]["perturbations"]} == {*SMILES, CONTROL}
 
 

@@ -14,7 +14,7 @@ from morphoray.datasets.base import Imported, Rejected, imported, select, sites_
 from morphoray.datasets.options import ImportOptions
 from morphoray.datasets.tables import repeated
 from morphoray.errors import DataError
-from morphoray.perturbations.base import Perturbation, parse_float, read_csv, read_perturbations
+from morphoray.perturbations.base import Perturbation, dose_id, parse_float, read_csv, read_perturbations
 from morphoray.perturbations.table import normalise_id
 from morphoray.storage import Storage, absolute, join
 
@@ -31,6 +31,9 @@ class ImagefolderOptions(ImportOptions):
     )
     id_field: str = Field("additional_feature", description="the metadata field with the perturbation id")
     experiment_field: str = Field("plate", description="the metadata field that is the batch")
+    dose_in_id: bool = Field(
+        False, description="make the id <name>@<concentration_um>, so that each dose is a perturbation"
+    )
     control_ids: tuple[str, ...] = Field(("dmso", "empty"), description="perturbation ids that are controls")
     kind: Literal["compound", "gene"] = Field(
         "compound", description="what perturbations are; a gene's id is its symbol"
@@ -149,14 +152,17 @@ def _site(
     if not name or path.is_absolute() or ".." in path.parts:
         raise DataError(f"file_name {name!r}: expected a path below the folder")
     uri = join(folder, name)
-    perturbation_id = _text(row.get(options.id_field))
-    if perturbation_id is None:
+    plain = _text(row.get(options.id_field))
+    if plain is None:
         raise DataError(f"no {options.id_field}, which names the perturbation")
-    found = details.get(normalise_id(perturbation_id))
+    found = details.get(normalise_id(plain))
     controls = {normalise_id(control) for control in options.control_ids}
-    is_control = normalise_id(perturbation_id) in controls or (found is not None and found.is_control)
+    is_control = normalise_id(plain) in controls or (found is not None and found.is_control)
+    kind = "control" if is_control else (found.kind if found else options.kind)
+    concentration = parse_float(row.get("concentration_um"), "concentration_um")
+    with_dose = options.dose_in_id and kind == "compound"
     text = {field: _text(row.get(field)) for field in _TEXT_FIELDS}
-    own_gene = perturbation_id if options.kind == "gene" and not is_control else None
+    own_gene = plain if options.kind == "gene" and not is_control else None
     return {
         **text,
         "site_id": str(path.with_suffix("")),
@@ -165,11 +171,11 @@ def _site(
         "plate": text["plate"] or NO_BATCH,
         "well": text["well"] or "",
         "site": text["site"] or "",
-        "perturbation_id": perturbation_id,
-        "perturbation_kind": "control" if is_control else (found.kind if found else options.kind),
+        "perturbation_id": dose_id(plain, concentration) if with_dose else plain,
+        "perturbation_kind": kind,
         "smiles": text["smiles"] or (found.smiles if found else None),
         "gene": text["gene"] or (found.gene if found else None) or own_gene,
-        "concentration_um": parse_float(row.get("concentration_um"), "concentration_um"),
+        "concentration_um": concentration,
         "moa": text["moa"] or (found.moa if found else None),
         "is_control": is_control,
         "channel_uris": [uri],

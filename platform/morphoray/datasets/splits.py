@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from morphoray.datasets.options import ImportOptions
 from morphoray.datasets.selection import unknown
 from morphoray.errors import ConfigError, DataError
-from morphoray.perturbations.base import parse_bool, read_csv
+from morphoray.perturbations.base import parse_bool, plain_id, read_csv
 from morphoray.perturbations.rdkit import scaffolds
 from morphoray.perturbations.table import normalise_id
 from morphoray.seeds import derive_seed
@@ -92,12 +92,13 @@ def held_out(
 
     The option is a list of ids or `genes` (ids by symbol), of which each must be known, or the URI of a CSV
     `perturbation,ood`, which may name more perturbations than these sites show. Ids match exactly, else by
-    the original's spelling.
+    the original's spelling; a compound's name stands for the ids of all its doses.
     """
+    exact = set(known)
     spelled: dict[str, set[str]] = {}
-    for name in known:
-        spelled.setdefault(normalise_id(name), set()).add(name)
-    exact = set().union(*spelled.values())
+    for name in exact:
+        for spelling in {normalise_id(name), normalise_id(plain_id(name))}:
+            spelled.setdefault(spelling, set()).add(name)
     from_file = isinstance(option, str)
     wanted = _read_list(option, storage) if isinstance(option, str) else list(option)
     found: set[str] = set()

@@ -65,11 +65,20 @@ class Encoder(Protocol):
     def width(self) -> int:
         """The length of a vector."""
 
+    @property
+    def reads(self) -> frozenset[str]:
+        """The fields of a Perturbation that its vector is a function of, besides is_control."""
+
     def encode(self, perturbations: Sequence[Perturbation]) -> Encoded:
         """One row a perturbation, in their order; a row that fails is NaN with a reason."""
 
     def state(self) -> dict[str, Any]:
         """All that `load` needs, JSON-serialisable: it is stored in the bundle."""
+
+
+def takes_molecules(encoder: Encoder) -> bool:
+    """Whether it has vectors of any molecule, given by SMILES (and a concentration): what a screen needs."""
+    return "smiles" in encoder.reads and encoder.reads <= {"smiles", "concentration_um"}
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,28 @@ class EncoderKind:
     options: type[BaseModel]
     fit: Callable[[Any, Sequence[Perturbation], Storage], Encoder]
     load: Callable[[dict[str, Any]], Encoder]
+
+
+def dose_id(name: str, concentration_um: float | None) -> str:
+    """The id of a compound at one of several doses: `<name>@<dose>`, in micromolar to 6 digits.
+
+    Raises DataError for a concentration that is missing, negative or not finite.
+    """
+    if concentration_um is None or not 0 <= concentration_um < float("inf"):
+        raise DataError(
+            f"{name}: found the concentration {concentration_um}, expected 0 or more micromolar in an id"
+        )
+    return f"{name}@{concentration_um:g}"
+
+
+def plain_id(perturbation_id: str) -> str:
+    """The compound's name in an id of `dose_id`; any other id as it is."""
+    name, separator, dose = perturbation_id.rpartition("@")
+    try:
+        float(dose)
+    except ValueError:
+        return perturbation_id
+    return name if separator and name else perturbation_id
 
 
 def from_rows(table: pa.Table) -> list[Perturbation]:

@@ -16,7 +16,8 @@ from morphoray import schema
 from morphoray.config import RunConfig, ScreenConfig
 from morphoray.errors import ConfigError
 from morphoray.imaging.channels import bundle_mapping
-from morphoray.perturbations.base import CONTEXT_COLUMNS, Perturbation
+from morphoray.perturbations import find_encoder
+from morphoray.perturbations.base import CONTEXT_COLUMNS, Perturbation, takes_molecules
 from morphoray.perturbations.context import load_context
 from morphoray.pipelines.cluster import connected, generate_resources, preflight
 from morphoray.pipelines.generate import known_perturbations, read_manifest, vectors_for
@@ -77,11 +78,13 @@ def find_control(manifest: dict[str, Any], section: ScreenConfig) -> Perturbatio
 
     Raises ConfigError when the bundle can't encode it, new molecules or the context.
     """
-    encoder = manifest["condition"]["encoder"]
-    if encoder != "rdkit":
+    condition = manifest["condition"]
+    encoder = find_encoder(condition["encoder"]).load(condition["state"])
+    if not takes_molecules(encoder):
         raise ConfigError(
-            f"the bundle's encoder is {encoder!r}, which has no vectors of new molecules; a screen needs "
-            "'rdkit'. Train a bundle with perturbations.encoder: rdkit."
+            f"the bundle's encoder is {encoder.name!r} of {', '.join(sorted(encoder.reads)) or 'nothing'}, "
+            "which has no vectors of new molecules; a screen needs one of their SMILES. Train a bundle with "
+            "perturbations.encoder: rdkit or morgan, or concat of these and dose."
         )
     known = {item.perturbation_id: item for item in known_perturbations(manifest)}
     name = section.control or manifest.get("control")

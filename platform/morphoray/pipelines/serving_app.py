@@ -80,6 +80,7 @@ def _add_information(app: FastAPI, catalog: Catalog, ready: Ready, authorised: A
             {"name": name, "encoder": manifest["condition"]["encoder"]}
             | {"channels": catalog.mappings[name].outputs, "shown": catalog.mappings[name].legend}
             | {"context": manifest["condition"].get("context", {})}
+            | {"takes_smiles": catalog.takes_smiles(name)}
             | {key: manifest.get(key) for key in keys}
             for name, manifest in catalog.manifests.items()
         ]

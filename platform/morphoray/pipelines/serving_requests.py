@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from morphoray.imaging.channels import bundle_mapping
 from morphoray.perturbations import find_encoder
-from morphoray.perturbations.base import Encoder, Perturbation
+from morphoray.perturbations.base import Encoder, Perturbation, takes_molecules
 from morphoray.perturbations.context import load_context
 from morphoray.pipelines.generate import known_perturbations, read_manifest
 from morphoray.storage import Storage
@@ -130,6 +130,10 @@ class Catalog:
             for name, manifest in self.manifests.items()
         }
 
+    def takes_smiles(self, name: str) -> bool:
+        """Whether a bundle makes images of any molecule."""
+        return takes_molecules(self._encoders[name])
+
     def work(self, request: ImagesRequest) -> list[Work]:
         """One Work an image. An image of a SMILES has the SMILES as its perturbation_id.
 
@@ -167,19 +171,19 @@ class Catalog:
         return name or names[0]
 
     def _perturbation(self, name: str, request: ImagesRequest) -> Perturbation:
-        encoder = self._encoders[name].name
+        encoder = self._encoders[name]
         if request.smiles is not None:
-            if encoder != "rdkit":
+            if not takes_molecules(encoder):
                 raise ServiceError(
                     422,
-                    f"bundle {name!r}: its encoder is {encoder!r}, which takes no SMILES; give an id",
+                    f"bundle {name!r}: its encoder is {encoder.name!r}, which takes no SMILES; give an id",
                 )
             smiles = request.smiles.strip()
             return Perturbation(smiles, "compound", smiles, concentration_um=request.concentration_um)
         wanted, known = str(request.perturbation_id), self._known[name]
         if wanted in known:
             return known[wanted]
-        if encoder == "table":  # which may have vectors of perturbations that have no images
+        if encoder.name == "table":  # which may have vectors of perturbations that have no images
             return Perturbation(wanted, "compound")
         near = difflib.get_close_matches(wanted[:100], known, n=3)
         hint = f"nearest: {', '.join(near)}" if near else f"GET /v1/bundles lists the {len(known)} known ones"

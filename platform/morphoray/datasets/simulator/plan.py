@@ -12,7 +12,7 @@ from morphoray.datasets.options import SelectionOptions
 from morphoray.datasets.simulator import effects, library
 from morphoray.datasets.simulator.phenotype import BatchEffect, Phenotype
 from morphoray.errors import ConfigError
-from morphoray.perturbations.base import Perturbation
+from morphoray.perturbations.base import Perturbation, dose_id, plain_id
 from morphoray.seeds import numpy_generator
 
 VERSION = 1  # raised when the same options draw other pixels
@@ -107,7 +107,7 @@ def _compounds(options: SimulatedOptions, names: tuple[str, ...]) -> list[tuple[
     drawn = effects.compound_phenotypes(smiles, [dose for _, dose in pairs], options.effect_strength)
     treatments = []
     for (name, dose), text, phenotype in zip(pairs, smiles, drawn, strict=True):
-        name_and_dose = name if len(doses) == 1 else f"{name}@{dose:g}"
+        name_and_dose = name if len(doses) == 1 else dose_id(name, dose)
         moa = effects.FAMILY_MECHANISM[library.COMPOUNDS[name].family]
         item = Perturbation(name_and_dose, "compound", smiles=text, concentration_um=dose, moa=moa)
         treatments.append((item, phenotype))
@@ -128,7 +128,7 @@ def _unseen(options: SimulatedOptions, items: list[Perturbation]) -> set[str]:
     ids = {item.perturbation_id for item in items}
     by_name: dict[str, set[str]] = {}
     for name in ids:
-        by_name.setdefault(name.partition("@")[0], set()).add(name)
+        by_name.setdefault(plain_id(name), set()).add(name)
     if options.held_out_perturbations is None:
         compounds = options.kind == "compound"
         default = library.DEFAULT_UNSEEN_COMPOUNDS if compounds else library.DEFAULT_UNSEEN_GENES

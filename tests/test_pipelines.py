@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from morphoray import schema
+from morphoray.config import parse
 from morphoray.errors import (
     BadFractionError,
     ConfigError,
@@ -22,14 +23,16 @@ from morphoray.errors import (
     ResourceError,
 )
 from morphoray.imaging.png import encode_png
+from morphoray.perturbations.table import read_vectors
 from morphoray.pipelines.cluster import Resources, misfit, preflight, room
+from morphoray.pipelines.conditions import fit_conditions
 from morphoray.pipelines.encode import encode
 from morphoray.pipelines.generate import read_images
 from morphoray.pipelines.layout import layout_of, resolve
 from morphoray.pipelines.run import run_everything, run_generate, run_import, run_train
 from morphoray.pipelines.stream import RETRIES, Item, Stage, stream
 from morphoray.storage import Storage
-from tinyrun import REAL_RAY, make_images, run_of, settings, start, weights
+from tinyrun import REAL_RAY, ROOT, losses, make_images, run_of, settings, start, weights
 
 pytestmark = REAL_RAY
 
@@ -229,3 +232,39 @@ def test_a_missing_bundle_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no morphoray\.json"):
         run_generate(config, str(tmp_path), str(tmp_path / "out"), None)
     assert layout_of(config).root == str(tmp_path)
+
+
+def test_real_scgpt_vectors_drive_simulated_genes(ray_cluster: None, tmp_path: Path, real_data: Path) -> None:
+    """jobs/configs/simulated_genes.yaml, tiny: images follow the genes' vectors, held-out genes included."""
+    vectors = real_data / "original-tables" / "perturbation_embedding_rohban.csv"
+    config = parse(
+        (ROOT / "jobs/configs/simulated_genes.yaml").read_text(),
+        "simulated_genes.yaml",
+        [
+            f"run_dir={tmp_path / 'run'}",
+            f"data_dir={tmp_path / 'data'}",
+            f"perturbations.uri={vectors}",
+            "dataset.experiments=2",
+            "dataset.wells_per_perturbation=1",
+            "dataset.sites_per_well=1",
+            "image.crops=1",
+            "training.max_steps=4",
+            "training.warmup_steps=0",
+            "training.batch_size=8",
+            "generation.steps=2",
+            "generation.n=2",
+        ],
+    )
+    run_everything(config)
+    ids, table = read_vectors(str(vectors), Storage())
+    conditions = fit_conditions(resolve(config))
+    genes = config.dataset.options["perturbations"]
+    assert sorted(conditions.vectors) == sorted([*genes, "dmso"])
+    for gene in genes:
+        np.testing.assert_array_equal(conditions.vectors[gene], table[ids.index(gene.lower())])
+    assert len(losses(tmp_path / "run")) >= 1 and np.isfinite(list(losses(tmp_path / "run").values())).all()
+    summary = run_generate(config, layout_of(config).bundle, str(tmp_path / "out"), None)
+    assert summary.images == 2 * 14
+    images = read_images(Storage(), str(tmp_path / "out")).to_pandas()
+    first = images[images["index"] == 0].set_index("perturbation_id")["image"]
+    assert first[genes].nunique() == len(genes), "one seed, and an image of its own for each vector"

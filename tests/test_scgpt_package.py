@@ -107,6 +107,10 @@ def _hostile(folder: Path, proof: Path) -> None:
             return os.system, (f"touch {proof}",)
 
     torch.save(state | {"hook": Malicious()}, folder / "best_model.pt")
-    with pytest.raises(DataError, match="refused, it holds more than tensors"):
+    with pytest.raises(DataError, match=r"refused: it names the code \w+\.system.*none of it was executed"):
         package_vectors(str(folder), ["RHOA"], STORAGE)
     assert not proof.exists()
+    (folder / "args.json").write_text('{"embsize": 32}')
+    torch.save(state, folder / "best_model.pt")
+    with pytest.raises(DataError, match=r"found \['embsize'\], scgpt expects also \['nheads', 'd_hid'"):
+        package_vectors(str(folder), ["RHOA"], STORAGE)

@@ -88,7 +88,7 @@ def _tensors(folder: Path, checkpoint: str) -> dict[str, Any]:
     if safe.is_file():
         state = _from_safetensors(safe, wanted, join(checkpoint, SAFE_WEIGHTS))
     elif path.is_file():
-        state = _from_torch(path, join(checkpoint, WEIGHTS))
+        state = load_state(path, join(checkpoint, WEIGHTS))
     else:
         raise DataError(f"{checkpoint}: found neither {WEIGHTS} nor {SAFE_WEIGHTS}. Name a scGPT checkpoint.")
     missing = [name for name in wanted if name not in state]
@@ -108,7 +108,11 @@ def _from_safetensors(path: Path, wanted: Sequence[str], uri: str) -> dict[str, 
         raise DataError(f"{uri}: expected safetensors, but {error}. Copy the checkpoint again.") from error
 
 
-def _from_torch(path: Path, uri: str) -> dict[str, Any]:
+def load_state(path: Path, uri: str) -> dict[str, Any]:
+    """A .pt file's state dict, memory-mapped where its format allows; `uri` names it in errors.
+
+    Raises DataError for a file that holds more than tensors, which is not executed, or that can't be read.
+    """
     import torch
 
     try:
@@ -122,7 +126,7 @@ def _from_torch(path: Path, uri: str) -> dict[str, Any]:
 
 def _refusal(message: str) -> str:
     """What to say of a file that torch would not read, without its advice to read it unsafely."""
-    named = re.search(r"GLOBAL ([\w.]+)", message)
+    named = re.search(r"(?:GLOBAL|Unsupported class) ([\w.]+)", message)  # of torch 2.13, of 2.3
     if named:
         return (
             f"refused: it names the code {named[1]}, and only tensors are read; none of it was executed. "

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from morphoray.pipelines.scgpt_checkpoint import (
     VOCABULARY,
     WEIGHTS,
     checkpoint_folder,
+    load_state,
 )
 from morphoray.storage import Storage, absolute, join
 
@@ -41,6 +41,7 @@ PACKAGES = (
     "scib==1.1.7",
     "scgpt==0.2.4",
 )
+_ARGUMENTS = ("embsize", "nheads", "d_hid", "nlayers", "n_layers_cls", "dropout", "pad_token", "pad_value")
 
 
 def isolated() -> dict[str, Any]:
@@ -100,10 +101,10 @@ def _embed(checkpoint: str, tokens: list[str], storage: Storage) -> tuple[bytes,
     with checkpoint_folder(checkpoint, storage) as folder:
         vocab = GeneVocab.from_file(folder / VOCABULARY)
         args = json.loads((folder / ARGUMENTS).read_text())
-        try:
-            state = torch.load(folder / WEIGHTS, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise DataError(f"{join(checkpoint, WEIGHTS)}: refused, it holds more than tensors") from error
+        state = load_state(folder / WEIGHTS, join(checkpoint, WEIGHTS))
+    missing = [name for name in _ARGUMENTS if name not in args]
+    if missing:
+        raise DataError(f"{join(checkpoint, ARGUMENTS)}: found {sorted(args)}, scgpt expects also {missing}")
     for token in SPECIAL_TOKENS:
         if token not in vocab:
             vocab.append_token(token)

@@ -37,7 +37,9 @@ SITES = pa.schema(
 
 QUARANTINE = pa.schema(
     [
-        pa.field("stage", pa.string(), nullable=False),  # import | encode | condition | generate | screen
+        pa.field(
+            "stage", pa.string(), nullable=False
+        ),  # import | encode | condition | generate | screen | embed
         pa.field("item", pa.string(), nullable=False),  # a site_id, perturbation_id or input line
         pa.field("uri", pa.string()),
         pa.field("reason", pa.string(), nullable=False),

@@ -1,7 +1,8 @@
 """The embedded default dataset: a simulated screen, made where it is absent and read as RxRx1 is.
 
 The mapping from a compound's family, or a gene's pathway, to a phenotype is invented (simulator/effects.py);
-the compounds are real ones.
+the compounds and the gene symbols are real ones. A gene's effect follows from its vector in gene_vectors.csv,
+written beside the images: an encoder with another table, for one scGPT's, has other vectors of these genes.
 """
 
 from typing import Any

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -10,14 +11,21 @@ import pyarrow as pa
 from morphoray import schema
 from morphoray.errors import DataError
 from morphoray.evaluation.distances import CODEC, FLOOR, Distance
-from morphoray.evaluation.statistics import PairedDifference, paired_difference
+from morphoray.evaluation.measures import CONTROL, FRECHET, KID, OTHER, TRAINED
+from morphoray.evaluation.statistics import (
+    PairedDifference,
+    UnpairedDifference,
+    benjamini_hochberg,
+    paired_difference,
+    stars,
+    unpaired_difference,
+)
 from morphoray.seeds import numpy_generator
 
 Images = npt.NDArray[np.uint8]
 
 CONDITIONAL = "conditional"
 UNCONDITIONAL = "unconditional"
-FRECHET = "frechet"
 
 
 @dataclass(frozen=True)
@@ -28,13 +36,40 @@ class Method:
     note: str
 
 
-METHODS: dict[str, Method] = {
+MODELS: dict[str, Method] = {
     CONDITIONAL: Method("Conditional model", "images generated for this perturbation"),
     UNCONDITIONAL: Method("Unconditional model", "images generated without knowing the perturbation"),
+}
+BASELINES: dict[str, Method] = {
+    CONTROL: Method("Copy control", "real control images of the same batches: what ignoring the drug gives"),
+    OTHER: Method("Another perturbation", "real images of another perturbation"),
+    TRAINED: Method("Trained on", "the real images of this perturbation that training saw"),
     CODEC: Method("Codec alone", "real images, encoded and decoded: what the best denoiser could reach"),
     FLOOR: Method("Real against real", "two disjoint sets of real images: the floor at this N"),
 }
-METRICS: dict[str, str] = {FRECHET: "Fréchet distance", "kid": "Kernel distance"}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is called and written: `better` is where a good method goes, scale what print shows."""
+
+    label: str
+    better: Literal["lower", "higher", "one"] = "lower"
+
+
+METRICS: dict[str, Metric] = {
+    FRECHET: Metric("Fréchet distance"),
+    KID: Metric("Kernel distance"),
+    "frechet_infinity": Metric("Fréchet distance at infinite N, extrapolated"),
+    "rank": Metric("Rank of the matched real cohort"),
+    "precision": Metric("Precision", "higher"),
+    "recall": Metric("Recall", "higher"),
+    "density": Metric("Density", "one"),
+    "coverage": Metric("Coverage", "higher"),
+    "nearest_training_ratio": Metric("Distance to the nearest training image, over held-out ones'", "one"),
+}
+HEADLINE = (FRECHET, KID)  # metrics of the first table
+__all__ = ["CODEC", "CONTROL", "FLOOR", "FRECHET", "KID", "OTHER", "TRAINED"]
 
 
 @dataclass(frozen=True)
@@ -57,17 +92,15 @@ class RunFacts:
 class PerturbationResult:
     """One perturbation: K ≥ 1 images (K, 3, H, W) uint8 of each kind to show, and its distances.
 
-    reconstructions: the codec's, of the very images in `real`, in their order.
-    distances: metric → method → Distance, as `distances.compare` gives for each metric; METRICS, METHODS.
+    distances: metric → method → Distance, as `measures.measure_one` gives them.
+    images: by method; CODEC's are the reconstructions of the very images in `real`, in their order.
     unseen: whether it was held out of training.
     """
 
     perturbation_id: str
     real: Images
     distances: Mapping[str, Mapping[str, Distance]]
-    conditional: Images | None = None
-    unconditional: Images | None = None
-    reconstructions: Images | None = None
+    images: Mapping[str, Images] = field(default_factory=dict)
     moa: str | None = None
     smiles: str | None = None
     gene: str | None = None
@@ -80,9 +113,10 @@ class PerturbationResult:
 class ReportData:
     """Everything a report says. `write_report` in report.py writes it.
 
-    losses: model → its (step, loss) points. extractor, weights_hash, mode: of the Extractor.
+    models: the methods that generate, in the order of the report; the first is the one that others are
+    compared with. losses: model → its (step, loss) points. extractor, weights_hash, mode: of the Extractor.
     made_by: the fingerprint of the run. data_statement: a sentence on where the data come from ('simulated').
-    notes: further caveats, a sentence or two each.
+    notes: further caveats, a sentence or two each. excluded: perturbation → why it was not measured.
     """
 
     title: str
@@ -97,6 +131,21 @@ class ReportData:
     made_by: str
     data_statement: str
     notes: Sequence[str] = ()
+    models: Sequence[str] = (CONDITIONAL, UNCONDITIONAL)
+    excluded: Mapping[str, str] = field(default_factory=dict)
+
+    def mark(self, method: str) -> str:
+        """How charts and keys draw a method: a baseline's own name, or model<place>."""
+        return method if method in BASELINES else f"model{min(list(self.models).index(method), 4)}"
+
+    @property
+    def methods(self) -> dict[str, Method]:
+        """All that was measured: the models, then the baselines that some perturbation has."""
+        there = {
+            name for result in self.perturbations for found in result.distances.values() for name in found
+        }
+        models = {name: MODELS.get(name, Method(name, "images of another method")) for name in self.models}
+        return models | {name: method for name, method in BASELINES.items() if name in there}
 
     def __post_init__(self) -> None:
         if not self.perturbations:
@@ -104,12 +153,12 @@ class ReportData:
         for result in self.perturbations:
             unknown = (
                 {*result.distances} - {*METRICS},
-                {name for found in result.distances.values() for name in found} - {*METHODS},
+                {name for found in result.distances.values() for name in found} - {*self.models, *BASELINES},
             )
             if any(unknown):
                 raise DataError(
                     f"report, {result.perturbation_id}: found metrics {sorted(unknown[0])} and methods "
-                    f"{sorted(unknown[1])}, expected some of {list(METRICS)} and {list(METHODS)}"
+                    f"{sorted(unknown[1])}, expected some of {list(METRICS)} and {[*self.models, *BASELINES]}"
                 )
 
 
@@ -183,55 +232,138 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def compare_models(data: ReportData, unseen: bool | None = None) -> PairedDifference | None:
-    """Conditional − unconditional Fréchet distance over the perturbations that have both."""
+def compare_models(
+    data: ReportData, rival: str, unseen: bool | None = None, metric: str = FRECHET
+) -> PairedDifference | None:
+    """The first model's − the rival's distance over the perturbations that have both."""
+    first = data.models[0]
     pairs = [
-        (found[CONDITIONAL].value, found[UNCONDITIONAL].value)
+        (found[first].value, found[rival].value)
         for result in data.perturbations
         if (unseen is None or result.unseen == unseen)
-        and {CONDITIONAL, UNCONDITIONAL} <= {*(found := result.distances.get(FRECHET, {}))}
+        and {first, rival} <= {*(found := result.distances.get(metric, {}))}
     ]
     if not pairs:
         return None
-    first, second = zip(*pairs, strict=True)
-    return paired_difference(first, second, numpy_generator("report", data.seed))
+    ours, theirs = zip(*pairs, strict=True)
+    return paired_difference(ours, theirs, numpy_generator("report", data.seed))
+
+
+def rivals(data: ReportData) -> list[str]:
+    """What the first model is compared with: the other models, and the copy control."""
+    return [*data.models[1:], *(name for name in (CONTROL,) if name in data.methods)]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The first model against a rival by one metric: paired, and as the paper tests it.
+
+    adjusted: the paired p, Benjamini–Hochberg over the report's comparisons.
+    """
+
+    metric: str
+    rival: str
+    paired: PairedDifference
+    adjusted: float
+    paper: UnpairedDifference
+
+
+def comparisons(data: ReportData) -> list[Comparison]:
+    """By Fréchet and kernel distance, against every rival over the perturbations that both have."""
+    pairs = [(metric, rival) for metric in HEADLINE for rival in rivals(data)]
+    found = [(pair, compare_models(data, pair[1], metric=pair[0])) for pair in pairs]
+    kept = [(pair, paired) for pair, paired in found if paired is not None]
+    adjusted = benjamini_hochberg([paired.p for _, paired in kept])
+    rows = []
+    for ((metric, rival), paired), corrected in zip(kept, adjusted, strict=True):
+        values = [[each.value for each in measured(data, metric, name)] for name in (data.models[0], rival)]
+        rows.append(Comparison(metric, rival, paired, float(corrected), unpaired_difference(*values)))
+    return rows
+
+
+def comparison_cells(data: ReportData, row: Comparison) -> tuple[str, ...]:
+    """A comparison as text, in the order of COMPARISON_HEAD."""
+    paired, paper = row.paired, row.paper
+    return (
+        METRICS[row.metric].label,
+        data.methods[row.rival].label,
+        figure(paired.mean),
+        f"{figure(paired.low)} to {figure(paired.high)}",
+        f"{paired.first_smaller} of {paired.n}",
+        f"{figure(paired.p)} ({figure(row.adjusted)})",
+        f"{figure(paper.p)} {stars(paper.p)}".strip(),
+        figure(paper.effect),
+    )
+
+
+COMPARISON_HEAD = (
+    "metric",
+    "against",
+    "difference",
+    "95 % interval",
+    "closer on",
+    "paired p (adjusted)",
+    "the paper's t-test, p",
+    "Cohen's d",
+)
 
 
 def summary(data: ReportData) -> list[str]:
     """The result in plain sentences, taken from the measurements only, then what the data are."""
     paragraphs = []
-    if difference := compare_models(data):
-        paragraphs.append(_verdict(data, difference))
+    for rival in rivals(data):
+        if difference := compare_models(data, rival):
+            paragraphs.append(_verdict(data, rival, difference))
     floor, codec = (mean(measured(data, FRECHET, method)) for method in (FLOOR, CODEC))
     if floor is not None:
         text = f"Two disjoint sets of {image_counts(data)} real images already lie {figure(floor)} apart"
         if codec is not None:
             text += f", and real images that only pass through the codec {figure(codec)} from other real ones"
         paragraphs.append(text + ": no generated image can be expected to come closer.")
-    if unseen := compare_models(data, unseen=True):
-        counted = f"{unseen.n} perturbation{'s' if unseen.n > 1 else ''} held out of training"
-        ours, theirs = (
-            figure(mean(measured(data, FRECHET, method, unseen=True)))
-            for method in (CONDITIONAL, UNCONDITIONAL)
-        )
-        paragraphs.append(
-            f"On the {counted}, the conditional model's images lie closer on {unseen.first_smaller} of "
-            f"{unseen.n} (mean {ours} against {theirs})."
-        )
+    for rival in data.models[1:]:
+        if unseen := compare_models(data, rival, unseen=True):
+            counted = f"{unseen.n} perturbation{'s' if unseen.n > 1 else ''} held out of training"
+            pair = (data.models[0], rival)
+            ours, theirs = (figure(mean(measured(data, FRECHET, method, unseen=True))) for method in pair)
+            names = [_named(data, method) for method in pair]
+            paragraphs.append(
+                f"On the {counted}, the {names[0]}'s images lie closer than the {names[1]}'s on "
+                f"{unseen.first_smaller} of {unseen.n} (mean {ours} against {theirs})."
+            )
+    if data.excluded:
+        paragraphs.append(_excluded(data))
     return [*paragraphs, data.data_statement]
 
 
-def _verdict(data: ReportData, difference: PairedDifference) -> str:
-    ours, theirs = (figure(mean(measured(data, FRECHET, method))) for method in (CONDITIONAL, UNCONDITIONAL))
+def _excluded(data: ReportData) -> str:
+    shown = [f"{name} ({reason})" for name, reason in list(data.excluded.items())[:3]]
+    more = ", …" if len(data.excluded) > 3 else ""
+    return f"{len(data.excluded)} perturbations could not be measured: {'; '.join(shown)}{more}."
+
+
+def _named(data: ReportData, method: str) -> str:
+    label = data.methods[method].label
+    return label[0].lower() + label[1:] if method in MODELS or method in BASELINES else label
+
+
+def _verdict(data: ReportData, rival: str, difference: PairedDifference) -> str:
+    first = data.models[0]
+    ours, theirs = (figure(mean(measured(data, FRECHET, method))) for method in (first, rival))
+    names = _named(data, first), _named(data, rival)
+    closer = difference.mean < 0
     if np.isnan(difference.low) or difference.low <= 0 <= difference.high:
-        opening = "There is no clear difference between the conditional and the unconditional model"
-    elif difference.mean < 0:
-        opening = "Knowing the perturbation helps: the conditional model's images lie closer to the real ones"
+        opening = f"There is no clear difference between the {names[0]} and the {names[1]}"
+    elif (first, rival) == (CONDITIONAL, UNCONDITIONAL):
+        opening = (
+            f"Knowing the perturbation {'helps' if closer else 'does not help'}: the conditional model's "
+        )
+        opening += f"images lie {'closer to the real ones' if closer else 'further away'}"
     else:
-        opening = "Knowing the perturbation does not help: the conditional model's images lie further away"
+        place = "closer to" if closer else "further from"
+        opening = f"The {names[0]} lies {place} the real images than the {names[1]}"
     interval = ""
     if np.isfinite(difference.low):
-        interval = f", difference {figure(difference.mean)}, 95 % bootstrap interval over perturbations "
+        interval = f", difference {figure(difference.mean)}, 95 % bootstrap interval over perturbations "
         interval += f"{figure(difference.low)} to {figure(difference.high)}"
         if np.isfinite(difference.p):
             interval += f"; paired t-test p = {difference.p:.2g}"

@@ -37,11 +37,12 @@ Images = npt.NDArray[np.uint8]
 RECONSTRUCTED = "Codec: the real images above, reconstructed"
 SHOWN = 8  # images of each kind
 LARGE, SMALL = 128, 64  # CSS pixels of a tile in report.html
-COMPARED = """The first model against the others, pair by pair over perturbations: the mean difference with
-its bootstrap interval, the paired t-test with its p adjusted for all rows (Benjamini–Hochberg), and the paper's
-unpaired t-test with its stars, which takes numbers that share their real images for independent ones."""
+COMPARED = """The first model against the others, pair by pair over perturbations: the mean difference
+with its bootstrap interval, the paired t-test with its p adjusted for all rows (Benjamini–Hochberg), and the
+paper's unpaired t-test with its stars, which takes numbers that share real images for independent ones."""
 RANKED = """The rank of the matched real images among the real images of all perturbations, by Fréchet
-distance from the generated ones. 1 is right; a model that knows nothing of the perturbation spreads evenly."""
+distance from the generated ones. 1 is right; a model that knows nothing of the perturbation spreads
+evenly."""
 MAX_STORED = 192  # larger images are shrunk: a 512-pixel one would make the page eight times as heavy
 
 

@@ -12,12 +12,10 @@ from PIL import Image
 
 from morphoray.config import RunConfig
 from morphoray.diffusion.codec import CodecConfig, build_codec, save_codec
-from morphoray.evaluation.results import CONDITIONAL, RunFacts
 from morphoray.imaging.channels import bundle_mapping
 from morphoray.imaging.png import decode_channels, decode_png
-from morphoray.pipelines.compare import report_runs, run_details
+from morphoray.pipelines.evaluate import run_evaluate
 from morphoray.pipelines.generate import load, read_images, read_manifest
-from morphoray.pipelines.layout import resolve
 from morphoray.pipelines.run import run_everything, run_generate
 from morphoray.storage import Storage
 from tinyrun import REAL_RAY, run_of
@@ -88,12 +86,9 @@ def test_a_model_of_real_channels_trains_and_generates(
 def test_an_evaluation_of_five_channels_tells_each_of_them(ray_cluster: None, tmp_path: Path) -> None:
     config = run_config(tmp_path, 5)
     run_everything(config)
-    out = str(tmp_path / "out")
-    run_generate(config, str(tmp_path / "run" / "bundle"), out, None)
-    configs = {CONDITIONAL: resolve(config)}
-    facts = RunFacts(2, 8, details=run_details(configs[CONDITIONAL]))
-    report = report_runs(configs, {CONDITIONAL: out}, facts, "five", "test", "Simulated.", str(tmp_path))
-    rows = pyarrow.csv.read_csv(tmp_path / "metrics.csv").to_pylist()
+    report = run_evaluate(config)
+    out = tmp_path / "run" / "evaluation"
+    rows = pyarrow.csv.read_csv(out / "metrics.csv").to_pylist()
     labels = {row["extractor"].partition("@")[0] for row in rows if row["metric"] == "frechet"}
     assert labels == {
         "efficientnet_lite0[dna+er+rna+agp+mito]",
@@ -108,9 +103,9 @@ def test_an_evaluation_of_five_channels_tells_each_of_them(ray_cluster: None, tm
         assert len(alone) == 5 and all(value > 0 for value in alone)
         # Means and traces add over columns; only the last trace, of the square root, does not.
         assert 0.5 * sum(alone) < whole < 2 * sum(alone)
-    assert "efficientnet_lite0[agp]: conditional model" in (tmp_path / "report.md").read_text()
+    assert "efficientnet_lite0[agp]: conditional model" in (out / "report.md").read_text()
     assert "dna #1300f9, er #2aff1f" in Path(report).read_text()
-    assert decode_png((tmp_path / "montage.png").read_bytes()).shape[0] == 3
+    assert decode_png((out / "montage.png").read_bytes()).shape[0] == 3
 
 
 def test_one_channel_of_six(ray_cluster: None, tmp_path: Path) -> None:

@@ -14,9 +14,11 @@ import pytest
 from morphoray import schema
 from morphoray.errors import DataError
 from morphoray.evaluation import charts
+from morphoray.evaluation.comparisons import compare_models, comparisons
 from morphoray.evaluation.distances import Distance
 from morphoray.evaluation.report import PerturbationResult, ReportData, RunFacts, markdown, write_report
-from morphoray.evaluation.results import caveats, compare_models, duration, figure, summary
+from morphoray.evaluation.results import duration, figure
+from morphoray.evaluation.words import caveats, summary
 from morphoray.imaging.png import decode_png
 from morphoray.storage import Storage
 
@@ -37,9 +39,11 @@ def result(name: str, conditional: float, unconditional: float, **more: object) 
             "frechet": {method: Distance(value, 24, 24) for method, value in found.items()},
             "kid": {method: Distance(value / 1000, 24, 24) for method, value in found.items()},
         },
-        "conditional": images(2),
-        "unconditional": images(3, size=600),
-        "reconstructions": images(4, count=3),
+        "images": {
+            "conditional": images(2),
+            "unconditional": images(3, size=600),
+            "codec": images(4, count=3),
+        },
     }
     return PerturbationResult(**(given | more))  # type: ignore[arg-type]
 
@@ -173,7 +177,7 @@ def test_same_data_give_the_same_bytes(data: ReportData, tmp_path: Path) -> None
 
 def test_summary_says_what_was_measured(data: ReportData) -> None:
     # Differences −10, −8, −11, +1: the mean is −7, and three of four are below 0.
-    difference = compare_models(data)
+    difference = compare_models(data, "unconditional")
     assert difference is not None and (difference.mean, difference.first_smaller) == (-7, 3)
     text = " ".join(summary(data))
     assert "22.0 against 29.0" in text and "on 3 of 4 perturbations" in text
@@ -184,6 +188,41 @@ def test_summary_says_what_was_measured(data: ReportData) -> None:
     equal = [result(str(index), 20 + (-1) ** index, 20) for index in range(6)]
     assert "no clear difference" in summary(dataclasses.replace(data, perturbations=equal))[0]
     assert any("efficientnet_lite0, weights 0123456789abcdef" in text for text in caveats(data))
+
+
+def test_models_are_compared_pair_by_pair_and_as_the_paper_does(data: ReportData) -> None:
+    # Differences −10, −8, −11, +1; scipy's Welch test of 20, 21, 22, 25 and 30, 29, 33, 24 gives 0.0243.
+    first = comparisons(data)[0]
+    assert (first.metric, first.rival, first.paired.mean) == ("frechet", "unconditional", -7)
+    assert first.paired.p <= first.adjusted < 0.1
+    assert first.paper.p == pytest.approx(0.0243, abs=1e-4)
+    assert "| Fréchet distance | Unconditional model | −7.00 |" in markdown(data)
+    assert "0.0243 *" in markdown(data)
+
+
+def test_any_number_of_methods_and_baselines_make_a_report(data: ReportData, tmp_path: Path) -> None:
+    other = "IMPA <b>"
+    models = [*data.models, other]
+    found = {name: Distance(20 + 5 * index, 24, 24) for index, name in enumerate(models)}
+    baselines = ("copy_control", "other_perturbation", "trained", "floor")
+    found |= {name: Distance(15, 24, 24) for name in baselines}
+    ranks = {name: Distance(1 + index, 24, 24) for index, name in enumerate(models)}
+    results = [
+        result(name, 20, 25, distances={"frechet": found, "rank": ranks}) for name in ("a", "b", "c", "d")
+    ]
+    many = dataclasses.replace(data, perturbations=results, models=models, excluded={"e": "3 real images"})
+    page = Path(write_report(many, str(tmp_path), Storage())).read_text(encoding="utf-8")
+    text = "".join(Page(page).text)
+    for shown in (
+        other,
+        "Copy control",
+        "Which real cohort lies nearest?",
+        "Is the difference real?",
+        "e (3 real",
+    ):
+        assert shown in text
+    assert "further from the real images than the copy control" in text
+    assert comparisons(many)[1].rival == other
 
 
 def test_one_method_alone_makes_a_report(data: ReportData, tmp_path: Path) -> None:

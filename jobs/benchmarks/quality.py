@@ -2,7 +2,7 @@
 
     python jobs/benchmarks/quality.py CONDITIONAL/config.yaml UNCONDITIONAL/config.yaml [EXPERIMENT …]
 
-Both runs must have generated their images (`jobs/compare.py` does). Real images come from the experiments
+Both runs must have generated their images (`morphoray evaluate` does). Real images come from the experiments
 named (held out ones), by default from those trained on. For each perturbation: Fréchet distances from real
 images at one N, with two extractors that took no part in training anything:
 

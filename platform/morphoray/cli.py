@@ -52,6 +52,11 @@ def _parser() -> argparse.ArgumentParser:
             "latents (or with training.mode: stream images) to a bundle; the same command resumes",
         ),
         ("run", _run, "import, encode, train and a grid of generated images, skipping what is done"),
+        (
+            "evaluate",
+            _evaluate,
+            "a finished run and evaluation.methods against real images: METRICS and a report",
+        ),
         ("screen", _screen, "a library of SMILES to ranked HITS; the same command resumes"),
     ):
         _configured(commands.add_parser(name, help=text, description=text), work)
@@ -257,6 +262,15 @@ def _run(arguments: argparse.Namespace) -> None:
         from morphoray.pipelines.run import run_everything
 
         run_everything(config, arguments.address)
+
+    _with_config(arguments, work)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    def work(config: "RunConfig") -> None:
+        from morphoray.pipelines.evaluate import run_evaluate
+
+        run_evaluate(config, arguments.address)
 
     _with_config(arguments, work)
 

@@ -221,12 +221,34 @@ class GenerationConfig(Section):
     seed: int | None = None  # None: the run's
 
 
+class MethodConfig(Section):
+    """Where a method's images come from: exactly one of the three."""
+
+    run: str | None = None  # a run's config.yaml: its bundle generates, as its own generation section says
+    bundle: str | None = None  # a bundle that generates, as this run's generation section says
+    images: str | None = None  # made already: what `generate` wrote, or a folder of images by perturbation
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "MethodConfig":
+        given = [name for name, value in self.model_dump().items() if value is not None]
+        if len(given) != 1:
+            raise ValueError(f"expected exactly one of run, bundle and images, found {given or 'none'}")
+        return self
+
+
 class EvaluationConfig(Section):
     """How generated images are compared with real ones."""
 
     extractor: str = "efficientnet_lite0"
     n: int = Field(500, ge=2)  # most images a set; every distance uses the same N on both sides
-    reference_split: str | None = None  # None: every site of the perturbation
+    experiments: tuple[str, ...] | None = None  # the real images'; None: those that were trained on
+    methods: dict[str, MethodConfig] = {}  # compared with this run's own model, which is `conditional`
+    repeats: int = Field(10, ge=1)  # random draws that a distance is the mean of
+    features_per_part: int = Field(256, ge=1)
+    num_actors: int = Field(1, ge=1)
+    gpus_per_actor: float = Field(0, ge=0)
+    cpus_per_actor: float = Field(1, gt=0)
+    out: str | None = None  # None: <run_dir>/evaluation
 
 
 class ScreenConfig(Section):

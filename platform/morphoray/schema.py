@@ -37,9 +37,7 @@ SITES = pa.schema(
 
 QUARANTINE = pa.schema(
     [
-        pa.field(
-            "stage", pa.string(), nullable=False
-        ),  # import | encode | condition | generate | screen | embed
+        pa.field("stage", pa.string(), nullable=False),  # import | encode | condition | generate | …
         pa.field("item", pa.string(), nullable=False),  # a site_id, perturbation_id or input line
         pa.field("uri", pa.string()),
         pa.field("reason", pa.string(), nullable=False),
@@ -105,6 +103,19 @@ def latents(channels: int, height: int, width: int) -> pa.Schema:
             pa.field("latent_std", tensor, nullable=False),
             *PERTURBATION_FIELDS,
             pa.field("split", pa.string(), nullable=False),
+        ]
+    )
+
+
+def features_schema(width: int) -> pa.Schema:
+    """FEATURES: what an extractor of this width sees of an image; `origin` is real, or a method's name."""
+    return pa.schema(
+        [
+            pa.field("origin", pa.string(), nullable=False),
+            pa.field("perturbation_id", pa.string(), nullable=False),
+            pa.field("experiment", pa.string(), nullable=False),
+            pa.field("item", pa.string(), nullable=False),
+            pa.field("features", pa.list_(pa.float32(), width), nullable=False),
         ]
     )
 

@@ -13,9 +13,9 @@ MAX_POINTS = 600  # a curve; more is finer than the picture
 
 @dataclass(frozen=True)
 class Dot:
-    """One method's value in a row; `method` is its CSS class, `hint` what the pointer shows."""
+    """One method's value in a row; `mark` is its shape and CSS class, `hint` what the pointer shows."""
 
-    method: str
+    mark: str
     value: float
     hint: str
 
@@ -137,20 +137,63 @@ def _dot_row(row: DotRow, left: float, scale: float, y: float) -> str:
         ends = [left + bound(dot.value for dot in dots) * scale for bound in (min, max)]
         parts.append(f'<line class="span" x1="{ends[0]:.1f}" x2="{ends[1]:.1f}" y1="{y}" y2="{y}"/>')
     for dot in dots:
-        parts.append(marker(dot.method, left + dot.value * scale, y, dot.hint))
+        parts.append(marker(dot.mark, left + dot.value * scale, y, dot.hint))
     return "".join(parts)
 
 
-def marker(method: str, x: float, y: float, hint: str = "") -> str:
-    """A method's mark: a disc, a ring, a diamond, or a bar; told apart without colour."""
+def rank_chart(ranks: Mapping[str, Sequence[float]], height: int = 220) -> str:
+    """Histograms of ranks from 1 to the number of perturbations, a bar a model and bin; empty for none."""
+    count = max((len(values) for values in ranks.values()), default=0)
+    if count < 2:
+        return ""
+    bins = min(count, 20)
+    edges = np.linspace(0.5, count + 0.5, bins + 1)
+    heights = {name: np.histogram(values, edges)[0] for name, values in ranks.items()}
+    most = max(int(values.max()) for values in heights.values())
+    left, right, top, bottom = 64, 190, 12, 36
+    ticks = [tick for tick in linear_ticks(0, most, 4) if tick == int(tick)]
+    scale_y = (height - top - bottom) / max(ticks[-1], most)
+    slot = (WIDTH - left - right) / bins
+    bar = min(28.0, (slot - 6) / len(heights))
+    parts = _frame(WIDTH, height, "Ranks of the matched real cohort")
+    parts += [
+        _grid_line(left, WIDTH - right, height - bottom - tick * scale_y, f"{tick:g}") for tick in ticks
+    ]
+    for index, (name, values) in enumerate(heights.items()):
+        for place, value in enumerate(values):
+            x = left + place * slot + (slot - bar * len(heights)) / 2 + index * bar
+            y = height - bottom - value * scale_y
+            parts.append(
+                f'<rect class="fill{index % 4}" x="{x:.1f}" y="{y:.1f}" width="{bar - 2:.1f}" '
+                f'height="{value * scale_y:.1f}"/>'
+            )
+        parts.append(
+            _text(WIDTH - right + 14, top + 14 + 20 * index, name, f"label fill{index % 4}", "start")
+        )
+    for place in range(0, bins, max(1, bins // 10)):
+        low, high = math.ceil(edges[place]), math.floor(edges[place + 1])
+        label = f"{low}" if low >= high else f"{low}–{high}"
+        parts.append(_text(left + (place + 0.5) * slot, height - 14, label, "tick", "middle"))
+    parts.append(_text(WIDTH - right + 14, height - 14, "rank", "tick", "start"))
+    return "".join([*parts, "</svg>"])
+
+
+def marker(mark: str, x: float, y: float, hint: str = "") -> str:
+    """A method's mark, a shape of its own, so that methods are told apart without colour."""
     shapes = {
-        "conditional": f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5.5"/>',
-        "unconditional": f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.75"/>',
+        "model0": f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5.5"/>',
+        "model1": f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.75"/>',
+        "model2": f'<path d="M{x:.1f} {y - 6:.1f}l5.5 10h-11z"/>',
+        "model3": f'<path d="M{x:.1f} {y + 6:.1f}l5.5 -10h-11z"/>',
+        "model4": f'<path d="M{x - 4.5:.1f} {y - 4.5:.1f}h9v9h-9z"/>',
+        "copy_control": f'<path d="M{x - 4.5:.1f} {y - 4.5:.1f}h9v9h-9z"/>',
+        "other_perturbation": f'<path d="M{x - 5:.1f} {y - 5:.1f}l10 10m0 -10l-10 10"/>',
+        "trained": f'<path d="M{x - 5.5:.1f} {y:.1f}h11m-5.5 -5.5v11"/>',
         "codec": f'<path d="M{x:.1f} {y - 5.5:.1f}l5.5 5.5l-5.5 5.5l-5.5-5.5z"/>',
         "floor": f'<path d="M{x:.1f} {y - 7:.1f}v14"/>',
     }
     title = f"<title>{escape(hint)}</title>" if hint else ""
-    return f'<g class="mark {escape(method)}">{shapes.get(method, shapes["conditional"])}{title}</g>'
+    return f'<g class="mark {mark}">{shapes[mark]}{title}</g>'
 
 
 def _spread(places: Mapping[str, float], least: float) -> dict[str, float]:

@@ -7,23 +7,22 @@ from html import escape
 import numpy as np
 import pyarrow.csv
 
+from morphoray.evaluation.comparisons import COMPARISON_HEAD, comparison_cells, comparisons
 from morphoray.evaluation.page import SHOWN, render
 from morphoray.evaluation.results import (
     FRECHET,
-    METHODS,
     METRICS,
     PerturbationResult,
     ReportData,
     RunFacts,
-    caveats,
     duration,
     figure,
     image_counts,
     mean,
     measured,
     metrics_table,
-    summary,
 )
+from morphoray.evaluation.words import caveats, summary
 from morphoray.imaging.png import encode_png, grid
 from morphoray.storage import Storage, join
 
@@ -38,21 +37,18 @@ def write_report(data: ReportData, out_uri: str, storage: Storage) -> str:
     pyarrow.csv.write_csv(table, buffer)
     storage.write_bytes(join(out_uri, "metrics.csv"), buffer.getvalue())
     storage.write_text(join(out_uri, "report.md"), markdown(data))
-    storage.write_bytes(join(out_uri, "montage.png"), montage(data.perturbations))
+    storage.write_bytes(join(out_uri, "montage.png"), montage(data.perturbations, data.models[0]))
     page = join(out_uri, "report.html")
     storage.write_text(page, render(data))
     return page
 
 
-def montage(results: Sequence[PerturbationResult]) -> bytes:
-    """PNG: a row a perturbation, its real images left, a white column, its generated ones right."""
+def montage(results: Sequence[PerturbationResult], model: str) -> bytes:
+    """PNG: a row a perturbation, its real images left, a white column, the model's right."""
     blank = np.full_like(results[0].real[0], 255)
     tiles = []
     for result in results:
-        real, generated = (
-            list(result.real[:SHOWN]),
-            list([] if result.conditional is None else result.conditional),
-        )
+        real, generated = list(result.real[:SHOWN]), list(result.images.get(model, ()))
         row = [*real, *[blank] * (SHOWN - len(real)), blank, *generated[:SHOWN]]
         tiles += [*row, *[blank] * (2 * SHOWN + 1 - len(row))]
     return encode_png(grid(tiles, 2 * SHOWN + 1))
@@ -71,7 +67,10 @@ def markdown(data: ReportData) -> str:
     ]
     parts = [f"# {_cell(data.title)}", *map(_cell, summary(data))]
     parts.append(f"## Means over perturbations, N = {image_counts(data)}\n\n{_headline(data)}")
-    parts.append(f"## {METRICS[FRECHET]} of every perturbation\n\n{_each(data)}")
+    parts.append(f"## {METRICS[FRECHET].label} of every perturbation\n\n{_each(data)}")
+    if compared := comparisons(data):
+        cells = [comparison_cells(data, row) for row in compared]
+        parts.append("## The first model against the others\n\n" + _table(COMPARISON_HEAD, cells))
     parts.append("## Run\n\n" + _table(("fact", "value"), rows))
     if facts.outlook:
         parts.append(_cell(facts.outlook))
@@ -81,8 +80,8 @@ def markdown(data: ReportData) -> str:
 
 def _headline(data: ReportData) -> str:
     groups = {"all": None, "seen": False, "unseen": True}
-    metrics = [name for name in METRICS if any(measured(data, name, method) for method in METHODS)]
-    head = ("method", *(f"{METRICS[metric]}, {group}" for metric in metrics for group in groups))
+    metrics = [name for name in METRICS if any(measured(data, name, method) for method in data.methods)]
+    head = ("method", *(f"{METRICS[metric].label}, {group}" for metric in metrics for group in groups))
     rows = [
         (
             method.label,
@@ -92,18 +91,18 @@ def _headline(data: ReportData) -> str:
                 for which in groups.values()
             ),
         )
-        for key, method in METHODS.items()
+        for key, method in data.methods.items()
     ]
     return _table(head, rows)
 
 
 def _each(data: ReportData) -> str:
-    head = ("perturbation", "mechanism", "unseen", "N", *(method.label for method in METHODS.values()))
+    head = ("perturbation", "mechanism", "unseen", "N", *(method.label for method in data.methods.values()))
     rows = []
     for result in data.perturbations:
         found = result.distances.get(FRECHET, {})
         n = next((str(distance.n_a) for distance in found.values()), "–")
-        values = [figure(found[key].value) if key in found else "–" for key in METHODS]
+        values = [figure(found[key].value) if key in found else "–" for key in data.methods]
         unseen = "unseen" if result.unseen else ""
         rows.append((result.perturbation_id, result.moa or "", unseen, n, *values))
     return _table(head, rows)

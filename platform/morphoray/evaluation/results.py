@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -10,14 +11,12 @@ import pyarrow as pa
 from morphoray import schema
 from morphoray.errors import DataError
 from morphoray.evaluation.distances import CODEC, FLOOR, Distance
-from morphoray.evaluation.statistics import PairedDifference, paired_difference
-from morphoray.seeds import numpy_generator
+from morphoray.evaluation.measures import CONTROL, FRECHET, KID, OTHER, TRAINED
 
 Images = npt.NDArray[np.uint8]
 
 CONDITIONAL = "conditional"
 UNCONDITIONAL = "unconditional"
-FRECHET = "frechet"
 
 
 @dataclass(frozen=True)
@@ -28,13 +27,40 @@ class Method:
     note: str
 
 
-METHODS: dict[str, Method] = {
+MODELS: dict[str, Method] = {
     CONDITIONAL: Method("Conditional model", "images generated for this perturbation"),
     UNCONDITIONAL: Method("Unconditional model", "images generated without knowing the perturbation"),
+}
+BASELINES: dict[str, Method] = {
+    CONTROL: Method("Copy control", "real control images of the same batches: what ignoring the drug gives"),
+    OTHER: Method("Another perturbation", "real images of another perturbation"),
+    TRAINED: Method("Trained on", "the real images of this perturbation that training saw"),
     CODEC: Method("Codec alone", "real images, encoded and decoded: what the best denoiser could reach"),
     FLOOR: Method("Real against real", "two disjoint sets of real images: the floor at this N"),
 }
-METRICS: dict[str, str] = {FRECHET: "Fréchet distance", "kid": "Kernel distance"}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is called and written: `better` is where a good method goes, scale what print shows."""
+
+    label: str
+    better: Literal["lower", "higher", "one"] = "lower"
+
+
+METRICS: dict[str, Metric] = {
+    FRECHET: Metric("Fréchet distance"),
+    KID: Metric("Kernel distance"),
+    "frechet_infinity": Metric("Fréchet distance at infinite N, extrapolated"),
+    "rank": Metric("Rank of the matched real cohort"),
+    "precision": Metric("Precision", "higher"),
+    "recall": Metric("Recall", "higher"),
+    "density": Metric("Density", "one"),
+    "coverage": Metric("Coverage", "higher"),
+    "nearest_training_ratio": Metric("Distance to the nearest training image, over held-out ones'", "one"),
+}
+HEADLINE = (FRECHET, KID)  # metrics of the first table
+__all__ = ["CODEC", "CONTROL", "FLOOR", "FRECHET", "KID", "OTHER", "TRAINED"]
 
 
 @dataclass(frozen=True)
@@ -57,8 +83,8 @@ class RunFacts:
 class PerturbationResult:
     """One perturbation: K ≥ 1 images (K, 3, H, W) uint8 of each kind to show, and its distances.
 
-    reconstructions: the codec's, of the very images in `real`, in their order.
-    distances: metric → method → Distance, as `distances.compare` gives for each metric; METRICS, METHODS.
+    distances: metric → method → Distance, as `measures.measure_one` gives them.
+    images: by method; CODEC's are the reconstructions of the very images in `real`, in their order.
     channels: extractor of one channel → method → its Fréchet distance; none where images are RGB.
     unseen: whether it was held out of training.
     """
@@ -67,9 +93,7 @@ class PerturbationResult:
     real: Images
     distances: Mapping[str, Mapping[str, Distance]]
     channels: Mapping[str, Mapping[str, Distance]] = field(default_factory=dict)
-    conditional: Images | None = None
-    unconditional: Images | None = None
-    reconstructions: Images | None = None
+    images: Mapping[str, Images] = field(default_factory=dict)
     moa: str | None = None
     smiles: str | None = None
     gene: str | None = None
@@ -82,9 +106,10 @@ class PerturbationResult:
 class ReportData:
     """Everything a report says. `write_report` in report.py writes it.
 
-    losses: model → its (step, loss) points. extractor, weights_hash, mode: of the Extractor.
+    models: the methods that generate, in the order of the report; the first is the one that others are
+    compared with. losses: model → its (step, loss) points. extractor, weights_hash, mode: of the Extractor.
     made_by: the fingerprint of the run. data_statement: a sentence on where the data come from ('simulated').
-    notes: further caveats, a sentence or two each.
+    notes: further caveats, a sentence or two each. excluded: perturbation → why it was not measured.
     """
 
     title: str
@@ -99,6 +124,21 @@ class ReportData:
     made_by: str
     data_statement: str
     notes: Sequence[str] = ()
+    models: Sequence[str] = (CONDITIONAL, UNCONDITIONAL)
+    excluded: Mapping[str, str] = field(default_factory=dict)
+
+    def mark(self, method: str) -> str:
+        """How charts and keys draw a method: a baseline's own name, or model<place>."""
+        return method if method in BASELINES else f"model{min(list(self.models).index(method), 4)}"
+
+    @property
+    def methods(self) -> dict[str, Method]:
+        """All that was measured: the models, then the baselines that some perturbation has."""
+        there = {
+            name for result in self.perturbations for found in result.distances.values() for name in found
+        }
+        models = {name: MODELS.get(name, Method(name, "images of another method")) for name in self.models}
+        return models | {name: method for name, method in BASELINES.items() if name in there}
 
     def __post_init__(self) -> None:
         if not self.perturbations:
@@ -106,12 +146,12 @@ class ReportData:
         for result in self.perturbations:
             unknown = (
                 {*result.distances} - {*METRICS},
-                {name for found in result.distances.values() for name in found} - {*METHODS},
+                {name for found in result.distances.values() for name in found} - {*self.models, *BASELINES},
             )
             if any(unknown):
                 raise DataError(
                     f"report, {result.perturbation_id}: found metrics {sorted(unknown[0])} and methods "
-                    f"{sorted(unknown[1])}, expected some of {list(METRICS)} and {list(METHODS)}"
+                    f"{sorted(unknown[1])}, expected some of {list(METRICS)} and {[*self.models, *BASELINES]}"
                 )
 
 
@@ -192,104 +232,3 @@ def duration(seconds: float | None) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def compare_models(data: ReportData, unseen: bool | None = None) -> PairedDifference | None:
-    """Conditional − unconditional Fréchet distance over the perturbations that have both."""
-    pairs = [
-        (found[CONDITIONAL].value, found[UNCONDITIONAL].value)
-        for result in data.perturbations
-        if (unseen is None or result.unseen == unseen)
-        and {CONDITIONAL, UNCONDITIONAL} <= {*(found := result.distances.get(FRECHET, {}))}
-    ]
-    if not pairs:
-        return None
-    first, second = zip(*pairs, strict=True)
-    return paired_difference(first, second, numpy_generator("report", data.seed))
-
-
-def summary(data: ReportData) -> list[str]:
-    """The result in plain sentences, taken from the measurements only, then what the data are."""
-    paragraphs = []
-    if difference := compare_models(data):
-        paragraphs.append(_verdict(data, difference))
-    floor, codec = (mean(measured(data, FRECHET, method)) for method in (FLOOR, CODEC))
-    if floor is not None:
-        text = f"Two disjoint sets of {image_counts(data)} real images already lie {figure(floor)} apart"
-        if codec is not None:
-            text += f", and real images that only pass through the codec {figure(codec)} from other real ones"
-        paragraphs.append(text + ": no generated image can be expected to come closer.")
-    if unseen := compare_models(data, unseen=True):
-        counted = f"{unseen.n} perturbation{'s' if unseen.n > 1 else ''} held out of training"
-        ours, theirs = (
-            figure(mean(measured(data, FRECHET, method, unseen=True)))
-            for method in (CONDITIONAL, UNCONDITIONAL)
-        )
-        paragraphs.append(
-            f"On the {counted}, the conditional model's images lie closer on {unseen.first_smaller} of "
-            f"{unseen.n} (mean {ours} against {theirs})."
-        )
-    return [*paragraphs, data.data_statement]
-
-
-def _verdict(data: ReportData, difference: PairedDifference) -> str:
-    ours, theirs = (figure(mean(measured(data, FRECHET, method))) for method in (CONDITIONAL, UNCONDITIONAL))
-    if np.isnan(difference.low) or difference.low <= 0 <= difference.high:
-        opening = "There is no clear difference between the conditional and the unconditional model"
-    elif difference.mean < 0:
-        opening = "Knowing the perturbation helps: the conditional model's images lie closer to the real ones"
-    else:
-        opening = "Knowing the perturbation does not help: the conditional model's images lie further away"
-    interval = ""
-    if np.isfinite(difference.low):
-        interval = f", difference {figure(difference.mean)}, 95 % bootstrap interval over perturbations "
-        interval += f"{figure(difference.low)} to {figure(difference.high)}"
-        if np.isfinite(difference.p):
-            interval += f"; paired t-test p = {difference.p:.2g}"
-    return (
-        f"{opening}. Mean Fréchet distance {ours} against {theirs}{interval}. It is the closer one on "
-        f"{difference.first_smaller} of {difference.n} perturbations."
-    )
-
-
-def caveats(data: ReportData) -> list[str]:
-    """What a reader must know before trusting or comparing the numbers, one paragraph each."""
-    floor = mean(measured(data, FRECHET, FLOOR))
-    n = image_counts(data)
-    bias = f": the floor, {figure(floor)}, is nothing else" if floor is not None else ""
-    paragraphs = [
-        f"Every distance compares {n} with {n} images. A Fréchet distance of few images carries a large "
-        f"sample-size bias{bias}. Read the differences between methods at this N; never compare the values "
-        "with published FIDs, or with a report made at another N.",
-        f"Features: {data.extractor}, weights {data.weights_hash}, resized by clean-fid ({data.mode}). "
-        "Another extractor has another scale.",
-        "All methods of a perturbation are measured from the same real images. The codec's and the floor's "
-        "images are other real ones, so that neither profits from meeting itself again.",
-    ]
-    paragraphs += _each_channel(data)
-    if any(result.unseen for result in data.perturbations):
-        paragraphs.append(
-            "Perturbations marked unseen were held out of training: the model knows them only by their "
-            "condition vector."
-        )
-    return [*paragraphs, *data.notes]
-
-
-def _each_channel(data: ReportData) -> list[str]:
-    """The mean Fréchet distances of each channel alone, in a paragraph; none where images are RGB."""
-    channels = {extractor: None for result in data.perturbations for extractor in result.channels}
-    told = []
-    for extractor in channels:
-        sets = [result.channels[extractor] for result in data.perturbations if extractor in result.channels]
-        means = [
-            f"{method.label.lower()} {figure(mean(found[key] for found in sets if key in found))}"
-            for key, method in METHODS.items()
-            if any(key in found for found in sets)
-        ]
-        told.append(f"{extractor}: {', '.join(means)}")
-    if not told:
-        return []
-    return [
-        "The features are those of each channel alone, side by side. Mean Fréchet distances of single "
-        f"channels, which metrics.csv has for every perturbation: {'; '.join(told)}."
-    ]

@@ -7,15 +7,15 @@ from typing import Any
 
 import yaml
 
-from morphoray.config import RunConfig, build
+from morphoray.config import MethodConfig, RunConfig, build
 from morphoray.evaluation.results import CONDITIONAL, UNCONDITIONAL, RunFacts
 from morphoray.pipelines.cluster import connected
-from morphoray.pipelines.compare import losses, report_runs, run_details
 from morphoray.pipelines.encode import encode
-from morphoray.pipelines.generate import generate_images, known_perturbations, read_manifest
+from morphoray.pipelines.evaluate import evaluate
 from morphoray.pipelines.layout import layout_of, resolve, storage_from
 from morphoray.pipelines.machine import measure
 from morphoray.pipelines.run import run_import, save_config
+from morphoray.pipelines.shown import losses, run_details
 from morphoray.pipelines.train import train
 from morphoray.storage import Storage
 
@@ -99,20 +99,13 @@ def run_demo(out: str, minutes: float, address: str | None = None) -> str:
         run_import(first)
         print("demo 2/4: encoding", flush=True)
         encode(first)
-        images = {}
         for method, config in configs.items():
             print(f"demo 3/4: the {method} model", flush=True)
             save_config(config)
-            summary = train(config)
-            manifest = read_manifest(storage, summary.bundle)
-            images[method] = layout_of(config).of("images")
-            items = known_perturbations(manifest)
-            generate_images(
-                summary.bundle, items, images[method], config.generation, config.seed, config.storage
-            )
-    print("demo 4/4: measuring distances and writing the report", flush=True)
-    spent = _spent(storage, f"{root}/spent.json", time.monotonic() - started)
-    report = _report(configs, images, plan, spent, root)
+            train(config)
+        print("demo 4/4: generating, measuring distances and writing the report", flush=True)
+        spent = _spent(storage, f"{root}/spent.json", time.monotonic() - started)
+        report = _report(configs, plan, spent, root)
     print(f"demo: {report}", flush=True)
     return report
 
@@ -124,10 +117,11 @@ def _spent(storage: Storage, uri: str, seconds: float) -> float:
     return total
 
 
-def _report(
-    configs: dict[str, RunConfig], images: dict[str, str], plan: Plan, seconds: float, root: str
-) -> str:
+def _report(configs: dict[str, RunConfig], plan: Plan, seconds: float, root: str) -> str:
     first = configs[CONDITIONAL]
+    other = MethodConfig(run=layout_of(configs[UNCONDITIONAL]).of("config.yaml"))
+    update = {"methods": {UNCONDITIONAL: other}, "out": f"{root}/report"}
+    first = first.model_copy(update={"evaluation": first.evaluation.model_copy(update=update)})
     batch = first.training.batch_size
     facts = RunFacts(
         steps=plan.steps,
@@ -143,7 +137,7 @@ def _report(
         "models start from the package's denoiser, which learnt from simulated crops of random phenotypes."
     )
     title = "MorphoDiff on simulated Cell Painting fields"
-    return report_runs(configs, images, facts, title, "demo", statement, f"{root}/report")
+    return evaluate(first, facts, title, statement)
 
 
 def _outlook(plan: Plan, batch: int, curve: list[tuple[int, float]]) -> str:

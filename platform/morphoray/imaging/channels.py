@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from morphoray.errors import DataError
 
+BBBC021_CHANNELS = ("dna", "tubulin", "actin")  # its w1, w2 and w4
 CELL_PAINTING_CHANNELS = ("nuclei", "er", "actin", "rna", "mito", "golgi")  # RxRx1's w1 to w6
 
 # The RxRx1 authors' rendering: colour (red, green, blue) and [low, high] of each channel's range.
@@ -90,6 +91,14 @@ def identity(name: str, channels: tuple[str, ...]) -> ChannelMapping:
     return ChannelMapping(name, channels, channels)
 
 
+def permutation_table(outputs: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """The (C, 256, C) table that shows input c as it is in output outputs[c]."""
+    table = np.zeros((len(outputs), 256, len(outputs)), np.uint8)
+    for channel, output in enumerate(outputs):
+        table[channel, :, output] = np.arange(256)
+    return table
+
+
 _RGB = ("red", "green", "blue")
 
 _RXRX1_TABLE = colour_table(_RXRX1_COLOURS, _RXRX1_RANGES)
@@ -98,6 +107,7 @@ MAPPINGS: dict[str, ChannelMapping] = {
     mapping.name: mapping
     for mapping in (
         ChannelMapping("rxrx1_rgb", CELL_PAINTING_CHANNELS, _RGB, _RXRX1_TABLE),
+        ChannelMapping("bbbc021_rgb", BBBC021_CHANNELS, _RGB, permutation_table((2, 1, 0))),
         identity("rgb", _RGB),
         identity("cell_painting", CELL_PAINTING_CHANNELS),
     )

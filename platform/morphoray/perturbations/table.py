@@ -4,6 +4,7 @@ import base64
 import csv
 import difflib
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from morphoray.storage import Storage
 Vectors = npt.NDArray[np.float32]
 Key = Literal["perturbation_id", "gene"]
 
-_REPLACEMENTS = str.maketrans({" ": "-", "/": "-", "(": "-", ")": "-", "'": None})
+_REPLACEMENTS = str.maketrans({" ": "-", "/": "-", "(": "-", ")": "-", "'": None, ",": None})
 _MAX_CANDIDATES = 2000  # names compared when guessing what an unknown one meant
 
 
@@ -36,8 +37,12 @@ class TableOptions(BaseModel):
 
 
 def normalise_id(name: str) -> str:
-    """A name as the original project spells ids: lower case, space / ( ) as -, no apostrophe."""
-    return name.lower().translate(_REPLACEMENTS)
+    """A name as the original project's tables spell ids.
+
+    Lower case, space / ( ) as -, of which runs are one, no apostrophe or comma: `Cdk1/2 inhibitor (NU6102)`
+    is `cdk1-2-inhibitor-nu6102-`.
+    """
+    return re.sub("-+", "-", name.lower().translate(_REPLACEMENTS))
 
 
 @dataclass

@@ -1,12 +1,13 @@
 """The registry of datasets: importers from what users have to SITES. A new one is a module and a line."""
 
-from morphoray.datasets import imagefolder, rxrx1, simulated
+from morphoray.datasets import bbbc021, imagefolder, rxrx1, simulated
 from morphoray.datasets.base import Dataset
 from morphoray.errors import ConfigError
-from morphoray.imaging.channels import CELL_PAINTING_CHANNELS
+from morphoray.imaging.channels import BBBC021_CHANNELS, CELL_PAINTING_CHANNELS
 
 DATASETS: dict[str, Dataset] = {
     "rxrx1": Dataset("rxrx1", rxrx1.Rxrx1Options, rxrx1.read, CELL_PAINTING_CHANNELS, "rxrx1_rgb"),
+    "bbbc021": Dataset("bbbc021", bbbc021.Bbbc021Options, bbbc021.read, BBBC021_CHANNELS, "bbbc021_rgb"),
     "imagefolder": Dataset(
         "imagefolder", imagefolder.ImagefolderOptions, imagefolder.read, ("red", "green", "blue"), "rgb"
     ),

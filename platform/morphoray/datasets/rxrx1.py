@@ -1,23 +1,30 @@
-"""RxRx1's own layout: metadata.csv and images/<experiment>/Plate<n>/<well>_s<site>_w<channel>.png."""
+"""RxRx1's own layout: metadata.csv and images/<experiment>/Plate<n>/<well>_s<site>_w<channel>.png.
 
-import io
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+Unpacked, or inside the archives as they are published, which are read in place.
+"""
+
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
 from morphoray.datasets import splits
 from morphoray.datasets.base import Imported, Rejected, imported
+from morphoray.datasets.files import (
+    check_files,
+    evenly,
+    first_existing,
+    list_folders,
+    read_columns,
+    uri_lists,
+)
 from morphoray.datasets.genes import read_sirna_genes
 from morphoray.errors import ConfigError, DataError, MissingObjectError
 from morphoray.storage import Storage, absolute, join
 
 _COLUMNS = ("site_id", "cell_type", "experiment", "plate", "well", "site", "well_type", "sirna")
-_LISTINGS = 8  # plate folders listed at once; each waits on object storage
 
 
 class Rxrx1Options(BaseModel):
@@ -43,11 +50,15 @@ def read(source: str, storage: Storage, options: Rxrx1Options) -> Imported:
     Raises DataError for metadata that break their contract, ConfigError for options that match nothing.
     """
     root = absolute(source)
-    metadata = read_metadata(join(root, "metadata.csv"), storage)
-    rows = _select(metadata, options)
-    uris = _channel_uris(root, rows, options.channels)
-    complete, rejected = _check_files(rows, uris, storage) if options.check_files else (slice(None), [])
-    rows, uris = rows[complete], uris[complete]
+    images, metadata = _locate(root, storage)
+    rows = _select(read_metadata(metadata, storage), options)
+    uris = _channel_uris(images, rows, options.channels)
+    rejected: list[Rejected] = []
+    if options.check_files:
+        names = [f"w{channel}" for channel in range(1, options.channels + 1)]
+        site_ids = rows["site_id"].to_numpy(object)
+        complete, rejected = check_files(site_ids, uris, names, _plate_lists(uris, storage))
+        rows, uris = rows[complete], uris[complete]
     genes, notes = _genes(rows, options, storage)
     control = (rows["well_type"] == "negative_control") | (rows["sirna"] == "EMPTY")
     unseen, more = splits.held_out(options.held_out_perturbations, rows["sirna"].unique(), storage)
@@ -61,10 +72,19 @@ def read(source: str, storage: Storage, options: Rxrx1Options) -> Imported:
             for is_control, sirna in zip(control, rows["sirna"], strict=True)
         ],
         "is_control": control.to_numpy(bool),
-        "channel_uris": _lists(uris),
+        "channel_uris": uri_lists(uris),
         "split": splits.assign(rows["experiment"], rows["sirna"], options.held_out_experiments, unseen),
     }
     return imported("rxrx1", columns, rejected, [*notes, *more])
+
+
+def _locate(root: str, storage: Storage) -> tuple[str, str]:
+    """The folder of the experiments and metadata.csv: unpacked, or in the archives as they are published."""
+    packed = [f"rxrx1-{part}.zip!/rxrx1" for part in ("images", "metadata")]
+    places = ["", "rxrx1", *packed, *(place.removesuffix("/rxrx1") for place in packed)]
+    metadata = first_existing([join(root, place, "metadata.csv") for place in places], storage)
+    images = first_existing([join(root, place, "images") for place in places], storage)
+    return images or join(root, "images"), metadata or join(root, "metadata.csv")
 
 
 def read_metadata(uri: str, storage: Storage) -> pd.DataFrame:
@@ -73,24 +93,14 @@ def read_metadata(uri: str, storage: Storage) -> pd.DataFrame:
     Raises DataError naming a missing column, an empty cell or a repeated id.
     """
     try:
-        text = storage.read_text(uri)
+        table = read_columns(uri, _COLUMNS, storage)
     except MissingObjectError:
         raise DataError(
-            f"{uri}: missing. The source must be the folder that holds metadata.csv and images/."
+            f"{uri}: missing. The source must be the folder that holds metadata.csv and images/, or "
+            "rxrx1-metadata.zip and rxrx1-images.zip."
         ) from None
-    try:
-        table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise DataError(f"{uri}: not a CSV table ({error})") from None
-    if not isinstance(table.index, pd.RangeIndex):  # pandas took the surplus for row names
-        raise DataError(f"{uri}: rows have more values than the header, {len(table.columns)}")
-    if table.empty:
-        raise DataError(f"{uri}: no rows below the header")
-    missing = [name for name in _COLUMNS if name not in table.columns]
-    if missing:
-        raise DataError(f"{uri}: found columns {list(table.columns)}, expected also {missing}")
     for name in _COLUMNS:
-        empty = np.flatnonzero(table[name].fillna("").str.strip() == "")
+        empty = np.flatnonzero(table[name].str.strip() == "")
         if empty.size:
             raise DataError(f"{uri} row {empty[0] + 1}: column {name!r} is empty ({empty.size} such rows)")
     repeated = table["site_id"][table["site_id"].duplicated()].unique()
@@ -112,9 +122,7 @@ def _select(metadata: pd.DataFrame, options: Rxrx1Options) -> pd.DataFrame:
     if rows.empty:
         raise ConfigError("dataset.cell_types and dataset.experiments together leave no site of the data")
     _matches("held_out_experiments", options.held_out_experiments, rows["experiment"])
-    if options.limit is not None and options.limit < len(rows):
-        rows = rows.iloc[np.arange(options.limit) * len(rows) // options.limit]
-    return rows
+    return rows.iloc[evenly(len(rows), options.limit)]
 
 
 def _matches(key: str, wanted: Sequence[str], column: "pd.Series[str]") -> Any:
@@ -124,32 +132,18 @@ def _matches(key: str, wanted: Sequence[str], column: "pd.Series[str]") -> Any:
     return column.isin(wanted).to_numpy()
 
 
-def _channel_uris(root: str, rows: pd.DataFrame, channels: int) -> Any:
+def _channel_uris(images: str, rows: pd.DataFrame, channels: int) -> Any:
     """An object array (sites, channels) of URIs."""
-    stem = root.rstrip("/") + "/images/" + rows["experiment"] + "/Plate" + rows["plate"]
+    stem = images + "/" + rows["experiment"] + "/Plate" + rows["plate"]
     stem = stem + "/" + rows["well"] + "_s" + rows["site"] + "_w"
     return np.stack(
         [(stem + f"{channel}.png").to_numpy(object) for channel in range(1, channels + 1)], axis=1
     )
 
 
-def _check_files(rows: pd.DataFrame, uris: Any, storage: Storage) -> tuple[Any, list[Rejected]]:
-    """Which sites have all their files, by one listing a plate folder, and the others with what they lack."""
-    folders = sorted({str(uri).rpartition("/")[0] for uri in uris[:, 0]})
-    with ThreadPoolExecutor(_LISTINGS) as threads:
-        listed = {name for names in threads.map(storage.list_files, folders) for name in names}
-    present = np.fromiter((uri in listed for uri in uris.flat), dtype=bool, count=uris.size).reshape(
-        uris.shape
-    )
-    complete = present.all(axis=1)
-    return complete, list(_incomplete(rows["site_id"].to_numpy(object), uris, present, ~complete))
-
-
-def _incomplete(site_ids: Any, uris: Any, present: Any, which: Any) -> Iterator[Rejected]:
-    for row in np.flatnonzero(which):
-        absent = np.flatnonzero(~present[row])
-        names = ", ".join(f"w{channel + 1}" for channel in absent)
-        yield Rejected(str(site_ids[row]), str(uris[row, absent[0]]), f"missing channel files: {names}")
+def _plate_lists(uris: Any, storage: Storage) -> Iterable[list[str]]:
+    """The files of every plate's folder."""
+    return list_folders(sorted({str(uri).rpartition("/")[0] for uri in uris[:, 0]}), storage).values()
 
 
 def _genes(rows: pd.DataFrame, options: Rxrx1Options, storage: Storage) -> tuple[dict[str, str], list[str]]:
@@ -163,10 +157,3 @@ def _genes(rows: pd.DataFrame, options: Rxrx1Options, storage: Storage) -> tuple
     unnamed = sorted(treated - set(genes))
     note = f"genes: {len(treated) - len(unnamed)} of {len(treated)} siRNAs named"
     return genes, [f"{note}; without one: {', '.join(unnamed[:5])}" if unnamed else note]
-
-
-def _lists(uris: Any) -> pa.ListArray:
-    """Arrow lists of the rows of an object array (sites, channels)."""
-    sites, channels = uris.shape
-    offsets = pa.array(np.arange(sites + 1) * channels, pa.int32())
-    return pa.ListArray.from_arrays(offsets, pa.array(uris.ravel(), pa.string()))

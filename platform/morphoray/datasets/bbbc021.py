@@ -5,7 +5,8 @@ BBBC021v1 (Caie et al. 2010; Ljosa et al. 2012): MCF7 cells, 113 compounds, thre
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,11 +14,11 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from morphoray.datasets import splits
-from morphoray.datasets.base import Imported, imported
+from morphoray.datasets.base import Imported, Rejected, imported
 from morphoray.datasets.bbbc021_tables import CHANNELS, read_images, read_mechanisms, read_smiles
 from morphoray.datasets.files import check_files, evenly, uri_lists
 from morphoray.datasets.ranges import plate_ranges
-from morphoray.errors import ConfigError
+from morphoray.errors import ConfigError, DataError
 from morphoray.perturbations.table import normalise_id
 from morphoray.storage import Storage, absolute, join
 
@@ -85,18 +86,17 @@ def read(source: str, storage: Storage, options: Bbbc021Options) -> Imported:
     rows = _select(table, options)
     plates = table[table["plate"].isin(rows["plate"].unique())]
     folders = _plate_folders(root, plates["path"].unique(), storage)
-    uris = _channel_uris(root, rows, folders)
-    files = [found for _, found in folders.values()]
+    uris = _channel_uris(rows, folders)
     notes = [*smiles_notes, *moa_notes]
-    if not any(files):
+    if not any(plate.files or plate.problem for plate in folders.values()):
         notes.append(
             f"images: none of {len(rows)} sites has files. Expected {root}/{rows['path'].iloc[0]}/ or "
             f"BBBC021_v1_images_{rows['plate'].iloc[0]}.zip; SITES name the files that should be there"
         )
     elif options.check_files:
-        complete, lacking = check_files(rows["site_id"].to_numpy(object), uris, CHANNELS, files)
+        complete, lacking = _check_files(rows, uris, folders)
         rows, uris, rejected = rows[complete], uris[complete], [*rejected, *lacking]
-    ranges, range_notes = _ranges(root, plates, folders, storage, options)
+    ranges, range_notes = _ranges(plates, folders, storage, options)
     split, split_notes = _split(rows, options, storage)
     columns = _columns(rows, smiles, ranges, options) | {"channel_uris": uri_lists(uris), "split": split}
     return imported("bbbc021", columns, rejected, [*notes, *range_notes, *split_notes])
@@ -132,32 +132,55 @@ def _matches(key: str, wanted: Any, column: "pd.Series[str]") -> Any:
     return column.isin(wanted).to_numpy()
 
 
-def _plate_folders(root: str, paths: Any, storage: Storage) -> dict[str, tuple[str, list[str]]]:
-    """Each plate's folder and the files in it, by its path in the table (none: where it should be)."""
+class PlateFiles(NamedTuple):
+    """A plate's folder (where it should be, without files), the files in it, and why it can't be read."""
 
-    def find(path: str) -> tuple[str, list[str]]:
+    folder: str
+    files: list[str]
+    problem: str | None = None
+
+
+def _plate_folders(root: str, paths: Any, storage: Storage) -> dict[str, PlateFiles]:
+    """Where each plate lies, by its path in the table."""
+
+    def find(path: str) -> PlateFiles:
         plate = path.rpartition("/")[2]
         archive = f"BBBC021_v1_images_{plate}.zip!"
         for place in (path, plate, f"{archive}/{plate}", f"{archive}/{path}", archive):
             folder = join(root, place)
-            if files := storage.list_files(folder):
-                return folder, files
-        return join(root, path), []
+            try:
+                if files := storage.list_files(folder):
+                    return PlateFiles(folder, files)
+            except DataError as error:  # an archive that is none
+                return PlateFiles(folder, [], str(error))
+        return PlateFiles(join(root, path), [])
 
     with ThreadPoolExecutor(_LISTINGS) as threads:
         return dict(zip(paths, threads.map(find, paths), strict=True))
 
 
-def _channel_uris(root: str, rows: pd.DataFrame, folders: Mapping[str, tuple[str, list[str]]]) -> Any:
+def _check_files(
+    rows: pd.DataFrame, uris: Any, folders: Mapping[str, PlateFiles]
+) -> tuple[Any, list[Rejected]]:
+    """Which rows have all their files (bool array), and the others with the reason."""
+    files = [plate.files for plate in folders.values()]
+    complete, rejected = check_files(rows["site_id"].to_numpy(object), uris, CHANNELS, files)
+    problems = [folders[path].problem for path in rows["path"][~complete]]
+    return complete, [
+        row if problem is None else replace(row, reason=problem)
+        for row, problem in zip(rejected, problems, strict=True)
+    ]
+
+
+def _channel_uris(rows: pd.DataFrame, folders: Mapping[str, PlateFiles]) -> Any:
     """An object array (sites, channels) of URIs."""
-    stem = rows["path"].map({path: folder for path, (folder, _) in folders.items()}) + "/"
+    stem = rows["path"].map({path: plate.folder for path, plate in folders.items()}) + "/"
     return np.stack([(stem + rows[f"file_{name}"]).to_numpy(object) for name in CHANNELS], axis=1)
 
 
 def _ranges(
-    root: str,
     table: pd.DataFrame,
-    folders: Mapping[str, tuple[str, list[str]]],
+    folders: Mapping[str, PlateFiles],
     storage: Storage,
     options: Bbbc021Options,
 ) -> tuple[dict[str, list[float] | None], list[str]]:
@@ -169,19 +192,21 @@ def _ranges(
         return dict.fromkeys(table["plate"], fixed), [f"intensity: fixed, {options.intensity}"]
     samples = {}
     for plate, rows in table.groupby("plate", sort=False):
-        if folders[rows["path"].iloc[0]][1]:
+        if folders[rows["path"].iloc[0]].files:
             kinds = (rows[rows["is_control"]], rows)
             samples[plate] = [
-                _channel_uris(root, kind.iloc[evenly(len(kind), options.intensity_sites)], folders)
+                _channel_uris(kind.iloc[evenly(len(kind), options.intensity_sites)], folders).tolist()
                 for kind in kinds
             ]
     ranges, used = plate_ranges(samples, options.percentiles, storage)
     low, high = options.percentiles
     controls = sum(number == 0 for number in used.values())
-    notes = [
-        f"intensity: {low:g} and {high:g} percentiles of up to {options.intensity_sites} DMSO fields on each "
-        f"of {controls} plates"
-    ]
+    notes = []
+    if controls:
+        notes.append(
+            f"intensity: {low:g} and {high:g} percentiles of up to {options.intensity_sites} DMSO fields on "
+            f"each of {controls} plates"
+        )
     other = [plate for plate, number in used.items() if number == 1]
     if other:
         notes.append(f"intensity: of fields of any kind, for want of readable DMSO, on {', '.join(other)}")

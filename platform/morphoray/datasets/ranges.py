@@ -55,6 +55,6 @@ def channel_ranges(sample: Sample, percentiles: tuple[float, float], storage: St
     ranges: list[float] = []
     for row in counts:
         below = np.cumsum(row)
-        low, high = (int(np.searchsorted(below, share / 100 * below[-1])) for share in percentiles)
+        low, high = (int(np.searchsorted(below, max(share / 100 * below[-1], 1))) for share in percentiles)
         ranges += [float(low), float(max(high, low + 1))]
     return ranges

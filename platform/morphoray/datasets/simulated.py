@@ -1,4 +1,4 @@
-"""The embedded default dataset: a simulated screen, made where it is absent and read as RxRx1 is.
+"""The embedded default dataset: a simulated screen, made where it is absent and read as its layout is.
 
 The mapping from a compound's family, or a gene's pathway, to a phenotype is invented (simulator/effects.py);
 the compounds are real ones.
@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from morphoray.datasets import rxrx1
+from morphoray.datasets import bbbc021, rxrx1
 from morphoray.datasets.base import Imported
 from morphoray.datasets.simulator.layout import write_tree
 from morphoray.datasets.simulator.plan import SimulatedOptions, experiment_names
@@ -26,12 +26,15 @@ def read(source: str, storage: Storage, options: SimulatedOptions) -> Imported:
     """
     made = write_tree(source, storage, options)
     rows = _perturbation_rows(join(source, "perturbations.csv"), storage)
-    importer = rxrx1.Rxrx1Options(
-        held_out_experiments=tuple(experiment_names(options)[1]),
-        held_out_perturbations=tuple(name for name, row in rows.items() if row["held_out"]),
-        channels=options.channels,
-    )
-    found = rxrx1.read(source, storage, importer)
+    held_out = {
+        "held_out_experiments": tuple(experiment_names(options)[1]),
+        "held_out_perturbations": tuple(name for name, row in rows.items() if row["held_out"]),
+    }
+    if options.layout == "bbbc021":
+        several = len(options.doses_um) > 1
+        found = bbbc021.read(source, storage, bbbc021.Bbbc021Options(dose_in_id=several, **held_out))
+    else:
+        found = rxrx1.read(source, storage, rxrx1.Rxrx1Options(channels=options.channels, **held_out))
     return Imported(_join(found.sites, rows), found.quarantine, f"{made}\n{found.summary}")
 
 

@@ -2,6 +2,7 @@
 
 import io
 import os
+import random
 import struct
 import zipfile
 from collections.abc import Callable
@@ -182,6 +183,26 @@ def test_a_bad_archive_has_a_reason(kind: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=reason) as raised:
         STORAGE.read_bytes(f"{path}!/a.tif")
     assert str(path) in str(raised.value)
+
+
+def test_any_damage_is_a_data_error(tmp_path: Path) -> None:
+    """400 archives with a few bytes changed or cut: the right content, or an error that says why."""
+    files = {"a.tif": os.urandom(100), "Week1/b.tif": b"b" * 300}
+    whole = packed(files)
+    generator = random.Random(0)
+    errors = 0
+    for number in range(400):
+        data = bytearray(whole)
+        for _ in range(generator.randint(1, 4)):
+            data[generator.randrange(len(data))] = generator.randrange(256)
+        path = tmp_path / f"{number}.zip"
+        path.write_bytes(data[: len(data) - generator.choice([0, 0, 0, generator.randrange(60)])])
+        for name, content in files.items():
+            try:
+                assert STORAGE.read_bytes(f"{path}!/{name}") == content
+            except (DataError, MissingObjectError):
+                errors += 1
+    assert 100 < errors < 800
 
 
 @pytest.mark.parametrize(

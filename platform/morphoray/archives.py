@@ -1,7 +1,8 @@
 """Files inside zip archives, read in place: `x.zip!/folder/a.tif` in any storage, by range reads.
 
-A process reads an archive's directory once and keeps the last ones that it used. Members come from others: names that leave the archive, encryption, rare compression and zip bombs are
-refused with a reason. Format: PKWARE's APPNOTE, as Python's zipfile reads it.
+A process reads an archive's directory once and keeps the last ones that it used. Members come from others:
+names that leave the archive, encryption, rare compression and zip bombs are refused with a reason.
+Format: PKWARE's APPNOTE, as Python's zipfile reads it.
 """
 
 import logging

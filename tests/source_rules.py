@@ -24,13 +24,14 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 CONFINED = {
     "ray": ("pipelines/",),
     "rdkit": ("perturbations/rdkit.py",),
+    "scgpt": ("pipelines/scgpt_package.py",),
     "s3fs": ("s3.py",),
     "cleanfid": ("evaluation/features.py",),
     "efficientnet_lite_pytorch": ("evaluation/networks.py",),
 }
 """Library -> the only places in platform/morphoray that may import it."""
 
-LATE = ("rdkit", "s3fs", "cleanfid", "efficientnet_lite_pytorch")
+LATE = ("rdkit", "scgpt", "s3fs", "cleanfid", "efficientnet_lite_pytorch")
 """Libraries of an extra, imported inside functions only, so that their absence is met at the need."""
 
 WITHOUT_TORCH = {name for names in LAYERS[:4] for name in names} | {"screening"}

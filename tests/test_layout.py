@@ -67,6 +67,7 @@ def test_imports_go_one_way(path: Path) -> None:
         ("cli.py", "import importlib\nimportlib.import_module('ray')", "ray is for pipelines/ only"),
         ("perturbations/table.py", "from rdkit import Chem", "rdkit is for perturbations/rdkit.py only"),
         ("perturbations/rdkit.py", "from rdkit import Chem", "inside the function"),
+        ("pipelines/genes.py", "def f():\n    import scgpt", "scgpt is for pipelines/scgpt_package.py only"),
         ("datasets/rxrx1.py", "def f():\n    import s3fs", "s3fs is for s3.py only"),
         ("evaluation/distances.py", "def f():\n    import cleanfid.fid", "evaluation/features.py only"),
         ("screening/scores.py", "def f():\n    import torch.nn as nn", "does without torch"),

@@ -10,9 +10,13 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 
 from morphoray import schema
+from morphoray.config import parse
+from morphoray.diffusion.bundle import load_bundle
+from morphoray.diffusion.generate import ImageRequest, SamplerSettings, sample_latents
 from morphoray.errors import (
     BadFractionError,
     ConfigError,
@@ -22,14 +26,16 @@ from morphoray.errors import (
     ResourceError,
 )
 from morphoray.imaging.png import encode_png
+from morphoray.perturbations.table import read_vectors
 from morphoray.pipelines.cluster import Resources, misfit, preflight, room
+from morphoray.pipelines.conditions import fit_conditions
 from morphoray.pipelines.encode import encode
 from morphoray.pipelines.generate import read_images
 from morphoray.pipelines.layout import layout_of, resolve
 from morphoray.pipelines.run import run_everything, run_generate, run_import, run_train
 from morphoray.pipelines.stream import RETRIES, Item, Stage, stream
 from morphoray.storage import Storage
-from tinyrun import REAL_RAY, make_images, run_of, settings, start, weights
+from tinyrun import REAL_RAY, ROOT, make_images, run_of, settings, start, weights
 
 pytestmark = REAL_RAY
 
@@ -229,3 +235,41 @@ def test_a_missing_bundle_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no morphoray\.json"):
         run_generate(config, str(tmp_path), str(tmp_path / "out"), None)
     assert layout_of(config).root == str(tmp_path)
+
+
+def test_real_scgpt_vectors_drive_simulated_genes(ray_cluster: None, tmp_path: Path, real_data: Path) -> None:
+    """jobs/configs/simulated_genes.yaml, tiny: images follow the genes' vectors, held-out genes included."""
+    vectors = real_data / "original-tables" / "perturbation_embedding_rohban.csv"
+    config = parse(
+        (ROOT / "jobs/configs/simulated_genes.yaml").read_text(),
+        "simulated_genes.yaml",
+        [
+            f"run_dir={tmp_path / 'run'}",
+            f"data_dir={tmp_path / 'data'}",
+            f"perturbations.uri={vectors}",
+            "dataset.experiments=2",
+            "dataset.wells_per_perturbation=1",
+            "dataset.sites_per_well=1",
+            "image.crops=1",
+            "training.max_steps=4",
+            "training.warmup_steps=0",
+            "training.batch_size=8",
+        ],
+    )
+    summary = run_train(config)
+    ids, table = read_vectors(str(vectors), Storage())
+    conditions = fit_conditions(resolve(config))
+    genes = config.dataset.options["perturbations"]
+    assert sorted(conditions.vectors) == sorted([*genes, "dmso"])
+    for gene in genes:
+        np.testing.assert_array_equal(conditions.vectors[gene], table[ids.index(gene.lower())])
+    assert summary.steps == 4
+    bundle = load_bundle(tmp_path / "run" / "bundle")
+    assert bundle.manifest["condition"]["encoder"] == "table"
+    # One name and index, so one noise: what differs between two images comes from the vectors alone.
+    requests = [ImageRequest("same", conditions.vectors[gene], 0) for gene in [*genes, genes[0]]]
+    latents = sample_latents(bundle, requests, SamplerSettings("ddim", 2, resolution=64)).flatten(1)
+    apart = torch.cdist(latents, latents) / latents.norm(dim=1).mean()
+    assert apart[0, -1] < 1e-4
+    off_diagonal = apart[:-1, :-1][~torch.eye(len(genes), dtype=torch.bool)]
+    assert off_diagonal.min() > 1e-2

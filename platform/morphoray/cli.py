@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from morphoray import __version__
-from morphoray.errors import MorphorayError
+from morphoray.errors import ConfigError, MorphorayError
 
 if TYPE_CHECKING:
     from morphoray.config import RunConfig
@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"morphoray {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_data(commands)
+    _add_genes(commands)
     for name, work, text in (
         ("encode", _encode, "images to latents (imports the dataset first if that isn't done)"),
         (
@@ -82,7 +83,45 @@ def _add_data(commands: Any) -> None:
     importer.add_argument("name", metavar="DATASET", help="rxrx1, bbbc021, imagefolder or simulated")
     importer.add_argument("source", metavar="SOURCE", help="where it lies; simulated: where to write it")
     importer.add_argument("dest", metavar="DEST", help="the run_dir that gets sites/sites.parquet")
+    importer.add_argument(
+        "--limit", type=int, metavar="N", help="at most N sites, evenly spaced over what the filter keeps"
+    )
+    importer.add_argument(
+        "--filter",
+        action="append",
+        default=[],
+        metavar="COLUMN=VALUE[,VALUE]",
+        help="keep the sites with one of these values; may be repeated",
+    )
     _common(importer, _import)
+
+
+def _add_genes(commands: Any) -> None:
+    genes = commands.add_parser("genes", help="vectors of genes", description="Work with vectors of genes.")
+    kinds = genes.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    text = "a scGPT checkpoint's vectors of your genes, as a table for perturbations: {encoder: table}"
+    parser = kinds.add_parser("embed", help=text, description=text)
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="folder with vocab.json, args.json, best_model.pt"
+    )
+    parser.add_argument(
+        "genes",
+        metavar="GENES",
+        help="text with a symbol a line; CSV or Parquet with a column gene or 'Gene Symbol'; a run's SITES",
+    )
+    parser.add_argument("out", metavar="OUT", help="the .parquet to write; unknown genes go beside it")
+    parser.add_argument("--aliases", metavar="FILE", help="CSV with columns alias,symbol")
+    parser.add_argument(
+        "--max-unknown", type=float, default=0.1, metavar="SHARE", help="fail past it (default: 0.1)"
+    )
+    parser.add_argument(
+        "--engine",
+        choices=("direct", "scgpt"),
+        default="direct",
+        help="direct reads the weights; scgpt installs and runs the real package on Ray (default: direct)",
+    )
+    parser.add_argument("--address", metavar="RAY", help="with --engine scgpt: the Ray cluster")
+    parser.set_defaults(work=_embed_genes)
 
 
 def _add_generate(commands: Any) -> None:
@@ -155,10 +194,12 @@ def _import(arguments: argparse.Namespace) -> None:
 
     from morphoray.config import parse
 
-    values = {
-        "run_dir": arguments.dest,
-        "dataset": {"name": arguments.name, "source": arguments.source},
-    }
+    dataset: dict[str, Any] = {"name": arguments.name, "source": arguments.source}
+    if arguments.limit is not None:
+        dataset["limit"] = arguments.limit
+    if arguments.filter:
+        dataset["filter"] = _filter(arguments.filter)
+    values = {"run_dir": arguments.dest, "dataset": dataset}
     config = parse(yaml.safe_dump(values), "data import", arguments.set)
     if arguments.dry_run:
         _dry_run(config)
@@ -166,6 +207,31 @@ def _import(arguments: argparse.Namespace) -> None:
     from morphoray.pipelines.run import run_import
 
     run_import(config)
+
+
+def _filter(conditions: Sequence[str]) -> dict[str, list[str]]:
+    wanted: dict[str, list[str]] = {}
+    for condition in conditions:
+        column, separator, values = condition.partition("=")
+        if not separator or not column or not values:
+            raise ConfigError(f"--filter {condition}: expected column=value[,value], for one plate=P1,P2")
+        wanted.setdefault(column, []).extend(values.split(","))
+    return wanted
+
+
+def _embed_genes(arguments: argparse.Namespace) -> None:
+    from morphoray.pipelines.genes import embed_genes
+
+    summary = embed_genes(
+        arguments.checkpoint,
+        arguments.genes,
+        arguments.out,
+        aliases=arguments.aliases,
+        max_unknown=arguments.max_unknown,
+        engine=arguments.engine,
+        address=arguments.address,
+    )
+    print(f"genes: {summary.genes} vectors in {summary.out}; {summary.unknown} rows in {summary.quarantine}")
 
 
 def _encode(arguments: argparse.Namespace) -> None:

@@ -2,17 +2,31 @@
 
 from morphoray.datasets import bbbc021, imagefolder, rxrx1, simulated
 from morphoray.datasets.base import Dataset
+from morphoray.datasets.bbbc021_tables import CHANNELS
 from morphoray.errors import ConfigError
-from morphoray.imaging.channels import BBBC021_CHANNELS, CELL_PAINTING_CHANNELS
+from morphoray.imaging.channels import CELL_PAINTING_CHANNELS
 
 DATASETS: dict[str, Dataset] = {
-    "rxrx1": Dataset("rxrx1", rxrx1.Rxrx1Options, rxrx1.read, CELL_PAINTING_CHANNELS, "rxrx1_rgb"),
-    "bbbc021": Dataset("bbbc021", bbbc021.Bbbc021Options, bbbc021.read, BBBC021_CHANNELS, "bbbc021_rgb"),
+    "rxrx1": Dataset(
+        "rxrx1",
+        rxrx1.Rxrx1Options,
+        rxrx1.read,
+        CELL_PAINTING_CHANNELS,
+        "rxrx1_rgb",
+        lambda options: rxrx1.channel_names(options.channels),
+    ),
+    "bbbc021": Dataset("bbbc021", bbbc021.Bbbc021Options, bbbc021.read, CHANNELS, "bbbc021_rgb"),
     "imagefolder": Dataset(
         "imagefolder", imagefolder.ImagefolderOptions, imagefolder.read, ("red", "green", "blue"), "rgb"
     ),
     "simulated": Dataset(
-        "simulated", simulated.SimulatedOptions, simulated.read, CELL_PAINTING_CHANNELS, "rxrx1_rgb"
+        "simulated",
+        simulated.SimulatedOptions,
+        simulated.read,
+        CELL_PAINTING_CHANNELS,
+        "rxrx1_rgb",
+        simulated.channel_names,
+        lambda options: "bbbc021_rgb" if options.layout == "bbbc021" else "rxrx1_rgb",
     ),
 }
 

@@ -3,26 +3,25 @@
 BBBC021v1 (Caie et al. 2010; Ljosa et al. 2012): MCF7 cells, 113 compounds, three stains in 16 bits.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import numpy as np
-import pandas as pd
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+import pyarrow.compute as pc
+from pydantic import Field, model_validator
 
-from morphoray.datasets import splits
-from morphoray.datasets.base import Imported, Rejected, imported
+from morphoray.datasets.base import Imported, Rejected, imported, select, sites_table
 from morphoray.datasets.bbbc021_tables import CHANNELS, read_images, read_mechanisms, read_smiles
-from morphoray.datasets.files import check_files, evenly, uri_lists
+from morphoray.datasets.files import lists_of
+from morphoray.datasets.options import ImportOptions
 from morphoray.datasets.ranges import plate_ranges
-from morphoray.errors import ConfigError, DataError
-from morphoray.perturbations.table import normalise_id
+from morphoray.datasets.selection import keep, thin
+from morphoray.datasets.splits import shorten
+from morphoray.errors import DataError
+from morphoray.perturbations.base import dose_id, plain_id
 from morphoray.storage import Storage, absolute, join
 
-CELL_TYPE = "MCF7"
 _LISTINGS = 8  # plates looked for at once
 
 # The original project's lists: 98 compounds with a public structure, of which it trained on 14 (or on all).
@@ -33,26 +32,14 @@ SEEN_14 = (
 UNLISTED = (*(f"az-{letter}" for letter in "abchijklmnou"), "tkk", "unknown")
 
 
-class Bbbc021Options(BaseModel):
+class Bbbc021Options(ImportOptions):
     """Options of the `bbbc021` importer."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     preset: Literal["bbbc021_14", "bbbc021_all"] | None = Field(
-        None, description="the original's 98 compounds; _14: all but its 14 are held out"
+        None, description="the original's 98 compounds and DMSO; _14: all but its 14 are held out"
     )
-    weeks: tuple[str, ...] | None = Field(None, description="keep these, such as Week4; null: all")
-    plates: tuple[str, ...] | None = Field(None, description="keep these, such as Week4_27481; null: all")
-    compounds: tuple[str, ...] | None = Field(None, description="keep these beside DMSO; null: all")
-    controls: bool = Field(True, description="keep the DMSO fields")
     moa_only: bool = Field(False, description="keep treatments with a mechanism in BBBC021_v1_moa.csv")
     dose_in_id: bool = Field(False, description="ids are <compound>@<micromolar> instead of <compound>")
-    held_out_experiments: tuple[str, ...] = Field((), description="weeks")
-    held_out_perturbations: tuple[str, ...] | str = Field(
-        (), description="ids or compounds, or a CSV perturbation,ood"
-    )
-    limit: int | None = Field(None, ge=1, description="at most so many sites, evenly spaced over the table")
-    check_files: bool = Field(True, description="quarantine sites without all their files")
     intensity: Literal["plate_controls", "image"] | tuple[float, float] = Field(
         "plate_controls", description="range of 8 bits: the plate's DMSO, each image's own, or [low, high]"
     )
@@ -75,129 +62,154 @@ class Bbbc021Options(BaseModel):
 def read(source: str, storage: Storage, options: Bbbc021Options) -> Imported:
     """SITES of a BBBC021 folder, in BBBC021_v1_image.csv's order.
 
-    Without any image the tables are imported all the same, and the summary says so. Raises DataError for a
-    table that breaks its contract, ConfigError for options that match nothing.
+    Raises DataError for a table that breaks its contract, ConfigError for options that match nothing.
+    """
+    rows, rejected, notes = read_rows(source, storage, options.dose_in_id)
+    sites = sites_table(rows | {"dataset": ["bbbc021"] * len(rows["site_id"])})
+    wanted, unseen, more = _by_preset(sites, options)
+    held_out = options.model_copy(update={"held_out_perturbations": unseen})
+    chosen, selected = select(wanted, held_out, storage)
+    notes += [*more, *selected]
+    return with_files("bbbc021", source, sites, chosen, options, storage, rejected, notes)
+
+
+def read_rows(
+    source: str, storage: Storage, dose_in_id: bool
+) -> tuple[dict[str, Any], list[Rejected], list[str]]:
+    """SITES' columns as the three tables have them, the rows that can't be used, and what to tell.
+
+    channel_uris are the names of the files. Raises DataError for a table that breaks its contract.
     """
     root = absolute(source)
-    table, rejected = read_images(root, storage)
-    smiles, smiles_notes = read_smiles(root, storage, table)
-    mechanisms, moa_notes = read_mechanisms(root, storage, table)
-    table["moa"] = pd.Series(mechanisms, dtype=object)
-    rows = _select(table, options)
-    plates = table[table["plate"].isin(rows["plate"].unique())]
-    folders = _plate_folders(root, plates["path"].unique(), storage)
-    uris = _channel_uris(rows, folders)
-    notes = [*smiles_notes, *moa_notes]
-    if not any(plate.files or plate.problem for plate in folders.values()):
-        notes.append(
-            f"images: none of {len(rows)} sites has files. Expected {root}/{rows['path'].iloc[0]}/ or "
-            f"BBBC021_v1_images_{rows['plate'].iloc[0]}.zip; SITES name the files that should be there"
-        )
-    elif options.check_files:
-        complete, lacking = _check_files(rows, uris, folders)
-        rows, uris, rejected = rows[complete], uris[complete], [*rejected, *lacking]
-    ranges, range_notes = _ranges(plates, folders, storage, options)
-    split, split_notes = _split(rows, options, storage)
-    columns = _columns(rows, smiles, ranges, options) | {"channel_uris": uri_lists(uris), "split": split}
-    return imported("bbbc021", columns, rejected, [*notes, *range_notes, *split_notes])
+    sites, rejected = read_images(root, storage)
+    smiles, mechanisms = read_smiles(root, storage), read_mechanisms(root, storage)
+    names = [site["perturbation_id"] for site in sites]
+    doses = [site["concentration_um"] for site in sites]
+    columns: dict[str, Any] = {name: [site[name] for site in sites] for name in sites[0]}
+    columns["smiles"] = [(smiles or {}).get(name) for name in names]
+    columns["moa"] = [(mechanisms or {}).get(treatment) for treatment in zip(names, doses, strict=True)]
+    if dose_in_id:
+        columns["perturbation_id"] = [
+            name if is_control else dose_id(name, dose)
+            for name, dose, is_control in zip(names, doses, columns["is_control"], strict=True)
+        ]
+    columns["perturbation_id"] = pa.array(columns["perturbation_id"])
+    treated = [site for site in sites if not site["is_control"]]
+    wanted = {site["perturbation_id"] for site in treated}
+    treatments = {(site["perturbation_id"], site["concentration_um"]) for site in treated}
+    return columns, rejected, [_smiles_note(smiles, wanted), _moa_note(mechanisms, treatments)]
 
 
-def _select(table: pd.DataFrame, options: Bbbc021Options) -> pd.DataFrame:
-    """The rows that the filters keep, evenly thinned to `limit`."""
-    control = table["is_control"].to_numpy(bool)
-    keep = np.ones(len(table), dtype=bool)
-    for key, column in (("weeks", "week"), ("plates", "plate")):
-        if (wanted := getattr(options, key)) is not None:
-            keep &= _matches(key, wanted, table[column])
-    if options.compounds is not None:
-        wanted = [normalise_id(name) for name in options.compounds]
-        keep &= _matches("compounds", wanted, table["compound_id"]) | control
-    if options.preset is not None:
-        keep &= ~table["compound_id"].isin(UNLISTED).to_numpy()
+def _smiles_note(smiles: Mapping[str, str] | None, wanted: set[str]) -> str:
+    if smiles is None:
+        return "SMILES: none, since there is no BBBC021_v1_compound.csv"
+    lacking = sorted(wanted - set(smiles))
+    note = f"SMILES: {len(wanted) - len(lacking)} of {len(wanted)} compounds"
+    return f"{note}; without one: {shorten(lacking, 20)}" if lacking else note
+
+
+def _moa_note(mechanisms: Mapping[tuple[str, float], str] | None, treatments: set[tuple[str, float]]) -> str:
+    if mechanisms is None:
+        return "mechanisms: none, since there is no BBBC021_v1_moa.csv"
+    found = [mechanisms[treatment] for treatment in treatments if treatment in mechanisms]
+    return f"mechanisms: {len(set(found))}, of {len(found)} treatments"
+
+
+def _by_preset(sites: pa.Table, options: Bbbc021Options) -> tuple[pa.Table, tuple[str, ...] | str, list[str]]:
+    """The sites that preset and moa_only keep, held_out_perturbations, and what to tell."""
+    wanted: dict[str, list[str]] = {}
+    unseen, notes = options.held_out_perturbations, []
     if options.moa_only:
-        keep &= table["moa"].notna().to_numpy()
-    if not options.controls:
-        keep &= ~control
-    if not keep.any():
-        raise ConfigError("dataset: weeks, plates, compounds and moa_only together leave no site of the data")
-    rows = table[keep]
-    _matches("held_out_experiments", options.held_out_experiments, rows["week"])
-    return rows.iloc[evenly(len(rows), options.limit)]
+        wanted["moa"] = sites["moa"].unique().drop_null().to_pylist()
+    if options.preset:
+        known = sites["perturbation_id"].unique().to_pylist()
+        wanted["perturbation_id"] = [name for name in known if plain_id(name) not in UNLISTED]
+        treated = sites["perturbation_id"].filter(pc.invert(sites["is_control"])).unique().to_pylist()
+        compounds = {plain_id(name) for name in treated}.difference(UNLISTED)
+        unseen = tuple(sorted(compounds.difference(SEEN_14))) if options.preset == "bbbc021_14" else ()
+        notes.append(f"{options.preset}: {len(unseen)} of {len(compounds)} compounds are held out")
+    return keep(sites, wanted), unseen, notes
 
 
-def _matches(key: str, wanted: Any, column: "pd.Series[str]") -> Any:
-    known = set(column)
-    if absent := [name for name in wanted if name not in known]:
-        raise ConfigError(splits.unknown(key, absent, known))
-    return column.isin(wanted).to_numpy()
+def with_files(
+    name: str,
+    source: str,
+    sites: pa.Table,
+    chosen: pa.Table,
+    options: Bbbc021Options,
+    storage: Storage,
+    rejected: Sequence[Rejected],
+    notes: Sequence[str],
+) -> Imported:
+    """Imported from those `chosen` of all sites of the tree at `source`, with URIs and intensity ranges."""
+    paths = _paths(chosen).unique().to_pylist()
+    folders = _find_plates(absolute(source), paths, storage)
+    whole = sites.filter(pc.is_in(_paths(sites), pa.array(paths)))
+    ranges, more = _ranges(_with_uris(whole, folders), folders, storage, options)
+    columns = {
+        "intensity_ranges": [ranges.get(path) for path in _paths(chosen).to_pylist()],
+        "pixel_size_um": [options.pixel_size_um] * len(chosen),
+    }
+    chosen = _with_uris(chosen, folders)
+    for column, values in columns.items():
+        field = chosen.schema.field(column)
+        chosen = chosen.set_column(chosen.schema.names.index(column), field, pa.array(values, field.type))
+    return imported(name, chosen, options, storage, rejected, [*notes, *more], CHANNELS)
 
 
-class PlateFiles(NamedTuple):
-    """A plate's folder (where it should be, without files), the files in it, and why it can't be read."""
-
-    folder: str
-    files: list[str]
-    problem: str | None = None
+def _paths(sites: pa.Table) -> pa.ChunkedArray:
+    """Each site's <week>/<plate>."""
+    return pc.binary_join_element_wise(sites["experiment"], sites["plate"], "/")
 
 
-def _plate_folders(root: str, paths: Any, storage: Storage) -> dict[str, PlateFiles]:
-    """Where each plate lies, by its path in the table."""
+def _find_plates(root: str, paths: Sequence[str], storage: Storage) -> dict[str, tuple[str, bool]]:
+    """Each plate's folder (the one it should be in, if there is none), and whether it has files."""
 
-    def find(path: str) -> PlateFiles:
+    def find(path: str) -> tuple[str, bool]:
         plate = path.rpartition("/")[2]
         archive = f"BBBC021_v1_images_{plate}.zip!"
         for place in (path, plate, f"{archive}/{plate}", f"{archive}/{path}", archive):
             folder = join(root, place)
             try:
-                if files := storage.list_files(folder):
-                    return PlateFiles(folder, files)
-            except DataError as error:  # an archive that is none
-                return PlateFiles(folder, [], str(error))
-        return PlateFiles(join(root, path), [])
+                if storage.list_files(folder):
+                    return folder, True
+            except DataError:  # a damaged archive, whose reason the look for files tells
+                return folder, False
+        return join(root, path), False
 
     with ThreadPoolExecutor(_LISTINGS) as threads:
         return dict(zip(paths, threads.map(find, paths), strict=True))
 
 
-def _check_files(
-    rows: pd.DataFrame, uris: Any, folders: Mapping[str, PlateFiles]
-) -> tuple[Any, list[Rejected]]:
-    """Which rows have all their files (bool array), and the others with the reason."""
-    files = [plate.files for plate in folders.values()]
-    complete, rejected = check_files(rows["site_id"].to_numpy(object), uris, CHANNELS, files)
-    problems = [folders[path].problem for path in rows["path"][~complete]]
-    return complete, [
-        row if problem is None else replace(row, reason=problem)
-        for row, problem in zip(rejected, problems, strict=True)
+def _with_uris(sites: pa.Table, folders: Mapping[str, tuple[str, bool]]) -> pa.Table:
+    """The sites with the URIs of their files instead of the names."""
+    place = pc.index_in(_paths(sites), pa.array(folders))
+    folder = pc.take(pa.array([folder for folder, _ in folders.values()]), place)
+    names = sites["channel_uris"]
+    uris = [
+        pc.binary_join_element_wise(folder, pc.list_element(names, channel), "/").combine_chunks()
+        for channel in range(len(CHANNELS))
     ]
-
-
-def _channel_uris(rows: pd.DataFrame, folders: Mapping[str, PlateFiles]) -> Any:
-    """An object array (sites, channels) of URIs."""
-    stem = rows["path"].map({path: plate.folder for path, plate in folders.items()}) + "/"
-    return np.stack([(stem + rows[f"file_{name}"]).to_numpy(object) for name in CHANNELS], axis=1)
+    return sites.set_column(sites.schema.names.index("channel_uris"), "channel_uris", lists_of(uris))
 
 
 def _ranges(
-    table: pd.DataFrame,
-    folders: Mapping[str, PlateFiles],
+    sites: pa.Table,
+    folders: Mapping[str, tuple[str, bool]],
     storage: Storage,
     options: Bbbc021Options,
 ) -> tuple[dict[str, list[float] | None], list[str]]:
-    """Every plate's intensity ranges (none: each image's own) and what to tell of them."""
+    """The intensity ranges of every plate by its path (none: each image's own) and what to tell of them."""
     if options.intensity == "image":
         return {}, ["intensity: each image's own 0.1 and 99.9 percentiles"]
     if isinstance(options.intensity, tuple):
         fixed = list(options.intensity) * len(CHANNELS)
-        return dict.fromkeys(table["plate"], fixed), [f"intensity: fixed, {options.intensity}"]
+        return dict.fromkeys(folders, fixed), [f"intensity: fixed, {options.intensity}"]
     samples = {}
-    for plate, rows in table.groupby("plate", sort=False):
-        if folders[rows["path"].iloc[0]].files:
-            kinds = (rows[rows["is_control"]], rows)
-            samples[plate] = [
-                _channel_uris(kind.iloc[evenly(len(kind), options.intensity_sites)], folders).tolist()
-                for kind in kinds
-            ]
+    for path in [path for path, (_, has_files) in folders.items() if has_files]:
+        mine = sites.filter(pc.equal(_paths(sites), path))
+        kinds = (mine.filter(mine["is_control"]), mine)
+        samples[path] = [thin(kind, options.intensity_sites)["channel_uris"].to_pylist() for kind in kinds]
     ranges, used = plate_ranges(samples, options.percentiles, storage)
     low, high = options.percentiles
     controls = sum(number == 0 for number in used.values())
@@ -207,55 +219,8 @@ def _ranges(
             f"intensity: {low:g} and {high:g} percentiles of up to {options.intensity_sites} DMSO fields on "
             f"each of {controls} plates"
         )
-    other = [plate for plate, number in used.items() if number == 1]
-    if other:
-        notes.append(f"intensity: of fields of any kind, for want of readable DMSO, on {', '.join(other)}")
-    none = sorted(set(table["plate"]) - {plate for plate, found in ranges.items() if found})
-    if none:
+    if other := [path for path, number in used.items() if number == 1]:
+        notes.append(f"intensity: of fields of any kind, for want of readable DMSO, on {shorten(other)}")
+    if none := [path for path in folders if not ranges.get(path)]:
         notes.append(f"intensity: each image's own percentiles on {len(none)} plates without readable fields")
     return ranges, notes
-
-
-def _split(rows: pd.DataFrame, options: Bbbc021Options, storage: Storage) -> tuple[list[str], list[str]]:
-    """The split of each row; a compound's name holds out all its doses."""
-    ids = perturbation_ids(rows, options.dose_in_id)
-    if options.preset is not None:
-        trained = SEEN_14 if options.preset == "bbbc021_14" else tuple(rows["compound_id"])
-        unseen = set(rows["compound_id"][~rows["is_control"]]) - set(trained)
-        notes = [f"{options.preset}: {len(unseen)} compounds are held out, the original's unseen ones"]
-    else:
-        known = {*ids, *rows["compound_id"]}
-        unseen, notes = splits.held_out(options.held_out_perturbations, known, storage)
-    unseen |= {name for name, compound in zip(ids, rows["compound_id"], strict=True) if compound in unseen}
-    return splits.assign(rows["week"], ids, options.held_out_experiments, unseen), notes
-
-
-def perturbation_ids(rows: pd.DataFrame, dose_in_id: bool) -> list[str]:
-    """The perturbation id of each row of the table; a control has no dose."""
-    if not dose_in_id:
-        return list(rows["compound_id"])
-    triples = zip(rows["compound_id"], rows["concentration_um"], rows["is_control"], strict=True)
-    return [name if is_control else f"{name}@{dose:g}" for name, dose, is_control in triples]
-
-
-def _columns(
-    rows: pd.DataFrame,
-    smiles: Mapping[str, str],
-    ranges: Mapping[str, list[float] | None],
-    options: Bbbc021Options,
-) -> dict[str, Any]:
-    """SITES' columns but the files and the split."""
-    control = rows["is_control"].to_numpy(bool)
-    plain = ("site_id", "plate", "well", "site", "replicate", "moa")
-    return {name: rows[name].to_numpy(object) for name in plain} | {
-        "dataset": ["bbbc021"] * len(rows),
-        "experiment": rows["week"].to_numpy(object),
-        "cell_type": [CELL_TYPE] * len(rows),
-        "perturbation_id": perturbation_ids(rows, options.dose_in_id),
-        "perturbation_kind": np.where(control, "control", "compound").astype(object),
-        "smiles": [smiles.get(name) for name in rows["compound_id"]],
-        "concentration_um": rows["concentration_um"].to_numpy(float),
-        "is_control": control,
-        "intensity_ranges": [ranges.get(plate) for plate in rows["plate"]],
-        "pixel_size_um": pa.array([options.pixel_size_um] * len(rows), pa.float64()),
-    }

@@ -1,98 +1,72 @@
-"""What importers read alike: CSV tables, and where images lie, unpacked or in zip archives."""
+"""Whether the files that SITES names are there, by one listing a folder."""
 
-import gzip
-import io
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from morphoray.datasets.base import Rejected
 from morphoray.errors import DataError
 from morphoray.storage import Storage
 
-_MAX_TABLE_BYTES = 2**29
+BLOCK = 65_536  # rows looked at together: with 6 files each some 40 MB of names
 _LISTINGS = 8  # folders listed at once; each waits on object storage
 
 
-def read_columns(uri: str, columns: Sequence[str], storage: Storage) -> pd.DataFrame:
-    """A CSV table (.gz: compressed) as text columns, with at least `columns` and one row.
+class Missing(NamedTuple):
+    """A row that lacks files: the places in its channel_uris, the first URI, why its folder can't be read."""
 
-    Raises MissingObjectError, or DataError naming what is not a table or which columns are missing.
-    """
-    text = _gunzipped(uri, storage) if uri.endswith(".gz") else storage.read_text(uri)
-    try:
-        table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise DataError(f"{uri}: not a CSV table ({error})") from None
-    if not isinstance(table.index, pd.RangeIndex):  # pandas took the surplus for row names
-        raise DataError(f"{uri}: rows have more values than the header, {len(table.columns)}")
-    if table.empty:
-        raise DataError(f"{uri}: no rows below the header")
-    missing = [name for name in columns if name not in table.columns]
-    if missing:
-        raise DataError(f"{uri}: found columns {list(table.columns)}, expected also {missing}")
-    return table.fillna("")  # a short row's missing values
+    row: int
+    places: list[int]
+    uri: str
+    problem: str | None = None
 
 
-def _gunzipped(uri: str, storage: Storage) -> str:
-    try:
-        with gzip.open(io.BytesIO(storage.read_bytes(uri))) as file:
-            data = file.read(_MAX_TABLE_BYTES + 1)
-        if len(data) > _MAX_TABLE_BYTES:
-            raise DataError(f"{uri}: more than {_MAX_TABLE_BYTES} bytes unpacked, too many for such a table")
-        return data.decode("utf-8-sig")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise DataError(f"{uri}: expected gzip-compressed UTF-8 text, but {error}") from None
+def missing_files(sites: pa.Table, storage: Storage) -> Iterator[Missing]:
+    """The rows that lack a file, in order. A damaged zip archive has none, and is the problem of its rows."""
+    listed: dict[str, pa.Array] = {}
+    problems: dict[str, str] = {}
+
+    def names(folder: str) -> list[str]:
+        try:
+            return storage.list_files(folder)
+        except DataError as error:
+            problems[folder] = str(error)
+            return []
+
+    start = 0
+    for batch in sites.select(["channel_uris"]).to_batches(max_chunksize=BLOCK):
+        lists = batch.column(0)
+        files = lists.flatten()
+        here = pc.replace_substring_regex(files, r"/[^/]*$", "").unique().to_pylist()
+        new = [folder for folder in here if folder not in listed]
+        with ThreadPoolExecutor(_LISTINGS) as threads:
+            for folder, found in zip(new, threads.map(names, new), strict=True):
+                listed[folder] = pa.array(found, pa.string())
+        there = pc.is_in(files, pa.chunked_array([listed[folder] for folder in here], pa.string()))
+        for lost in _absent(lists, files, there.to_numpy(zero_copy_only=False), start):
+            yield lost._replace(problem=problems.get(lost.uri.rpartition("/")[0]))
+        start += len(batch)
 
 
-def evenly(count: int, limit: int | None) -> Any:
-    """At most `limit` (None: all) of `count` positions, evenly spaced from the first."""
-    kept = count if limit is None else min(limit, count)
-    return np.arange(kept) * count // max(kept, 1)
+def _absent(
+    lists: pa.ListArray, files: pa.StringArray, there: npt.NDArray[np.bool_], start: int
+) -> Iterator[Missing]:
+    bounds = np.cumsum([0, *pc.list_value_length(lists).to_numpy(zero_copy_only=False)])
+    lost = np.flatnonzero(~there)
+    rows = np.searchsorted(bounds, lost, side="right") - 1
+    for row in np.unique(rows):
+        mine = lost[slice(*np.searchsorted(rows, [row, row + 1]))]
+        places = [int(at - bounds[row]) for at in mine]
+        yield Missing(start + int(row), places, files[int(mine[0])].as_py())
 
 
-def list_folders(folders: Iterable[str], storage: Storage) -> dict[str, list[str]]:
-    """The URIs of the files in each folder; empty for one that isn't there."""
-    distinct = list(dict.fromkeys(folders))
-    with ThreadPoolExecutor(_LISTINGS) as threads:
-        return dict(zip(distinct, threads.map(storage.list_files, distinct), strict=True))
-
-
-def first_existing(candidates: Sequence[str], storage: Storage) -> str | None:
-    """The first of the URIs that exists."""
-    return next((uri for uri in candidates if storage.exists(uri)), None)
-
-
-def check_files(
-    site_ids: Sequence[str], uris: Any, names: Sequence[str], listed: Iterable[Iterable[str]]
-) -> tuple[Any, list[Rejected]]:
-    """Which sites (bool array) have all their files, and the others with what they lack.
-
-    `uris` is an object array (sites, channels); `names` are the channels' in a reason; `listed` are folders.
-    """
-    files = {name for folder in listed for name in folder}
-    present = np.fromiter((uri in files for uri in uris.flat), dtype=bool, count=uris.size)
-    present = present.reshape(uris.shape)
-    complete = present.all(axis=1)
-    return complete, list(_incomplete(site_ids, uris, names, present, ~complete))
-
-
-def _incomplete(
-    site_ids: Sequence[str], uris: Any, names: Sequence[str], present: Any, which: Any
-) -> Iterator[Rejected]:
-    for row in np.flatnonzero(which).tolist():
-        absent = np.flatnonzero(~present[row]).tolist()
-        lacking = ", ".join(names[channel] for channel in absent)
-        yield Rejected(str(site_ids[row]), str(uris[row, absent[0]]), f"missing channel files: {lacking}")
-
-
-def uri_lists(uris: Any) -> pa.ListArray:
-    """Arrow lists of the rows of an object array (sites, channels)."""
-    sites, channels = uris.shape
-    offsets = pa.array(np.arange(sites + 1) * channels, pa.int32())
-    return pa.ListArray.from_arrays(offsets, pa.array(uris.ravel(), pa.string()))
+def lists_of(columns: Sequence[pa.Array]) -> pa.ListArray:
+    """Arrow lists whose n-th items are the n-th of `columns`, arrays of one length."""
+    rows, items = len(columns[0]), len(columns)
+    order = np.arange(rows * items).reshape(items, rows).T.ravel()
+    offsets = pa.array(np.arange(rows + 1) * items, pa.int32())
+    return pa.ListArray.from_arrays(offsets, pa.concat_arrays(columns).take(pa.array(order)))

@@ -25,6 +25,7 @@ class ConstantEncoder:
 
     width: int
     name: str = "constant"
+    reads: frozenset[str] = frozenset()
 
     def encode(self, perturbations: Sequence[Perturbation]) -> Encoded:
         """One row of ones a perturbation."""

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
 from morphoray.errors import DataError
-from morphoray.perturbations.base import Encoded, Perturbation, encoded
+from morphoray.perturbations.base import Encoded, Perturbation, encoded, plain_id
 from morphoray.storage import Storage
 
 Vectors = npt.NDArray[np.float32]
@@ -37,10 +37,9 @@ class TableOptions(BaseModel):
 
 
 def normalise_id(name: str) -> str:
-    """A name as the original project's tables spell ids.
+    """A name as the original project spells ids: lower case, each run of space / ( ) - as one -, no ' or ,
 
-    Lower case, space / ( ) as -, of which runs are one, no apostrophe or comma: `Cdk1/2 inhibitor (NU6102)`
-    is `cdk1-2-inhibitor-nu6102-`.
+    Its table of BBBC021 has `cdk1-2-inhibitor-nu6102-` for the data's `Cdk1/2 inhibitor (NU6102)`.
     """
     return re.sub("-+", "-", name.lower().translate(_REPLACEMENTS))
 
@@ -67,13 +66,21 @@ class TableEncoder:
         """The number of numbers in a vector."""
         return int(self.vectors.shape[1])
 
+    @property
+    def reads(self) -> frozenset[str]:
+        """The key that the table is looked up by."""
+        return frozenset({self.key})
+
     def encode(self, perturbations: Sequence[Perturbation]) -> Encoded:
-        """Exact ids first, else the original's spelling of them; a control without a row is all ones."""
+        """Exact ids first, then the original's spelling of them, then both without an id's dose.
+
+        A control without a row is all ones.
+        """
         return encoded(self.width, [self._row(item) for item in perturbations])
 
     def _row(self, item: Perturbation) -> Vectors | str:
         wanted = item.perturbation_id if self.key == "perturbation_id" else item.gene
-        rows = self._find(wanted) if wanted else []
+        rows = (self._find(wanted) or self._find(plain_id(wanted))) if wanted else []
         if len(rows) == 1:
             found: Vectors = self.vectors[rows[0]]
             return found

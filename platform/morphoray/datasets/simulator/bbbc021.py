@@ -11,7 +11,7 @@ from PIL import Image
 
 from morphoray.datasets.bbbc021_tables import CONTROL
 from morphoray.datasets.simulator.plan import Site
-from morphoray.perturbations.base import Perturbation
+from morphoray.perturbations.base import Perturbation, plain_id
 from morphoray.seeds import derive_seed
 from morphoray.storage import join
 
@@ -78,7 +78,7 @@ def _file_name(site: Site, stain: str) -> str:
 
 
 def _compound(item: Perturbation) -> str:
-    name = item.perturbation_id.partition("@")[0]
+    name = plain_id(item.perturbation_id)
     return name.upper() if name == CONTROL else name
 
 

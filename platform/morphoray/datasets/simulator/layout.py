@@ -45,10 +45,9 @@ def write_tree(root: str, storage: Storage, options: SimulatedOptions) -> str:
     root = absolute(root)
     treatments = plan_treatments(options)
     sites = list(plan_sites(options, treatments))
-    given = options.model_dump(mode="json", exclude={"layout"} if options.layout == "rxrx1" else None)
-    made_by = fingerprint([VERSION, given])
+    made_by = fingerprint([VERSION, options.tree()])
     marker = join(root, "simulator.json")
-    state = {"fingerprint": made_by, "version": VERSION, "options": given}
+    state = {"fingerprint": made_by, "version": VERSION, "options": options.tree()}
     found = _read_marker(marker, join(root, _TABLES[options.layout]), storage, made_by)
     if found == "finished":
         return f"simulated tree: {len(sites)} sites, made before"

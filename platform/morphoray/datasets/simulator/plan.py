@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from morphoray.datasets.options import SelectionOptions
 from morphoray.datasets.simulator import effects, library
 from morphoray.datasets.simulator.phenotype import BatchEffect, Phenotype
 from morphoray.errors import ConfigError
-from morphoray.perturbations.base import Perturbation
+from morphoray.perturbations.base import Perturbation, dose_id, plain_id
 from morphoray.seeds import numpy_generator
 
 VERSION = 1  # raised when the same options draw other pixels
@@ -26,10 +27,8 @@ TREATED_WELLS = tuple(
 WELLS = tuple(f"{row}{column:02d}" for row in "BCDEFGHIJKLMNO" for column in range(2, 24))
 
 
-class SimulatedOptions(BaseModel):
+class SimulatedOptions(SelectionOptions):
     """Options of the `simulated` dataset; its defaults are the demo's."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     seed: int = 0
     layout: Literal["rxrx1", "bbbc021"] = Field(
@@ -66,6 +65,11 @@ class SimulatedOptions(BaseModel):
         ]:
             raise ValueError(f"layout bbbc021 has {fixed}, found {', '.join(wrong)}")
         return given | fixed
+
+    def tree(self) -> dict[str, Any]:
+        """The options that the tree depends on: all but those of what is taken from it."""
+        unsaid = {"layout"} if self.layout == "rxrx1" else set()  # as trees before there were two have it
+        return self.model_dump(mode="json", exclude=unsaid | set(SelectionOptions.model_fields))
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,7 @@ def _compounds(options: SimulatedOptions, names: tuple[str, ...]) -> list[tuple[
     drawn = effects.compound_phenotypes(smiles, [dose for _, dose in pairs], options.effect_strength)
     treatments = []
     for (name, dose), text, phenotype in zip(pairs, smiles, drawn, strict=True):
-        name_and_dose = name if len(doses) == 1 else f"{name}@{dose:g}"
+        name_and_dose = name if len(doses) == 1 else dose_id(name, dose)
         moa = effects.FAMILY_MECHANISM[library.COMPOUNDS[name].family]
         item = Perturbation(name_and_dose, "compound", smiles=text, concentration_um=dose, moa=moa)
         treatments.append((item, phenotype))
@@ -147,7 +151,7 @@ def _unseen(options: SimulatedOptions, items: list[Perturbation]) -> set[str]:
     ids = {item.perturbation_id for item in items}
     by_name: dict[str, set[str]] = {}
     for name in ids:
-        by_name.setdefault(name.partition("@")[0], set()).add(name)
+        by_name.setdefault(plain_id(name), set()).add(name)
     if options.held_out_perturbations is None:
         compounds = options.kind == "compound"
         default = library.DEFAULT_UNSEEN_COMPOUNDS if compounds else library.DEFAULT_UNSEEN_GENES

@@ -538,3 +538,20 @@ def test_the_presets_are_the_originals_lists(preset: str, real_bbbc021: Path, re
     expected = {"False": "train", "True": "held_out_perturbation"}
     assert splits == {row["perturbation"]: expected[row["ood"]] for row in listed}
     assert sum(row["is_control"] for row in rows) == 1320
+
+
+def test_a_preset_with_doses_and_filters(real_bbbc021: Path) -> None:
+    """A held-out compound stands for its doses; what moa_only or the filter leaves out is not asked for."""
+    found = import_from(
+        real_bbbc021, preset="bbbc021_14", dose_in_id=True, moa_only=True, filter={"experiment": "Week4"}
+    )
+    rows = [row for row in rows_of(found) if not row["is_control"]]
+    assert {row["moa"] is None for row in rows} == {False}
+    splits = {row["perturbation_id"]: row["split"] for row in rows}
+    compounds = {name.partition("@")[0] for name in splits}
+    assert len(compounds) < len(splits)
+    for name, value in splits.items():
+        seen = name.partition("@")[0] in bbbc021.SEEN_14
+        assert value == ("train" if seen else "held_out_perturbation"), name
+    assert set(splits.values()) == {"train", "held_out_perturbation"}
+    assert "bbbc021_14: 20 of 34 compounds are held out" in found.summary

@@ -117,18 +117,16 @@ def _moa_note(mechanisms: Mapping[tuple[str, float], str] | None, treatments: se
 
 def _by_preset(sites: pa.Table, options: Bbbc021Options) -> tuple[pa.Table, tuple[str, ...] | str, list[str]]:
     """The sites that preset and moa_only keep, held_out_perturbations, and what to tell."""
-    wanted: dict[str, list[str]] = {}
-    unseen, notes = options.held_out_perturbations, []
     if options.moa_only:
-        wanted["moa"] = sites["moa"].unique().drop_null().to_pylist()
-    if options.preset:
-        known = sites["perturbation_id"].unique().to_pylist()
-        wanted["perturbation_id"] = [name for name in known if plain_id(name) not in UNLISTED]
-        treated = sites["perturbation_id"].filter(pc.invert(sites["is_control"])).unique().to_pylist()
-        compounds = {plain_id(name) for name in treated}.difference(UNLISTED)
-        unseen = tuple(sorted(compounds.difference(SEEN_14))) if options.preset == "bbbc021_14" else ()
-        notes.append(f"{options.preset}: {len(unseen)} of {len(compounds)} compounds are held out")
-    return keep(sites, wanted), unseen, notes
+        sites = keep(sites, {"moa": sites["moa"].unique().drop_null().to_pylist()})
+    if not options.preset:
+        return sites, options.held_out_perturbations, []
+    known = sites["perturbation_id"].unique().to_pylist()
+    sites = keep(sites, {"perturbation_id": [name for name in known if plain_id(name) not in UNLISTED]})
+    treated = sites["perturbation_id"].filter(pc.invert(sites["is_control"])).unique().to_pylist()
+    compounds = {plain_id(name) for name in treated}
+    unseen = tuple(sorted(compounds.difference(SEEN_14))) if options.preset == "bbbc021_14" else ()
+    return sites, unseen, [f"{options.preset}: {len(unseen)} of {len(compounds)} compounds are held out"]
 
 
 def with_files(

@@ -47,6 +47,15 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def real_bbbc021() -> Path:
+    """The folder of BBBC021's real tables, without its images; the test is skipped where there is none."""
+    folder = TEST_DATA.parent / "reference" / "bbbc021"
+    if not folder.is_dir():
+        pytest.skip(f"no real BBBC021 tables: {folder} is missing")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small untrained bundle (see bundles.py), to be read only."""
     from bundles import make_bundle

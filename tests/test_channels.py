@@ -181,6 +181,12 @@ def test_a_run_knows_its_channels(channels: int, mapping: Any, outputs: tuple[st
     assert resolve(resolved) == resolved
 
 
+def test_the_simulators_layouts_have_a_mapping_each() -> None:
+    config = run_config(dataset={"name": "simulated", "layout": "bbbc021"})
+    assert resolve(config).image.mapping == mapping_of(config).name == "bbbc021_rgb"
+    assert mapping_of(run_config(dataset={"name": "simulated"})).name == "rxrx1_rgb"
+
+
 def test_the_importers_name_the_files_that_they_read() -> None:
     dataset = find_dataset("rxrx1")
     for count in (3, 6, 9):

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def test_registry(name: str) -> None:
 
 
 def test_unknown_dataset_lists_the_known() -> None:
-    with pytest.raises(ConfigError, match="'rxrx2'; known: rxrx1, imagefolder"):
+    with pytest.raises(ConfigError, match=r"'rxrx2'; known: rxrx1, .*imagefolder"):
         find_dataset("rxrx2")
 
 
@@ -194,6 +195,43 @@ def test_rxrx1_from_s3(tree: Path, s3_env: Any) -> None:
     missing = [*uris[:5], uri + "/none.png"]
     with pytest.raises(DataError, match=r"none\.png: missing"):
         read_raw(missing, storage)
+
+
+@pytest.mark.parametrize("remote", [False, True], ids=["local", "s3"])
+@pytest.mark.parametrize(
+    ("images", "metadata"), [("rxrx1/", "rxrx1/"), ("", ""), ("rxrx1/", None), (None, "rxrx1/")]
+)
+def test_rxrx1_from_its_archives(
+    images: str | None,
+    metadata: str | None,
+    remote: bool,
+    tree: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    """Read in place; None: unpacked beside the other's archive."""
+    source = tmp_path / "packed"
+    source.mkdir()
+    for name, prefix in (("images", images), ("metadata", metadata)):
+        files = sorted((tree / "images").rglob("*.png")) if name == "images" else [tree / "metadata.csv"]
+        if prefix is None:
+            files[0] = tree / name if name == "images" else files[0]
+            (shutil.copytree if name == "images" else shutil.copy)(files[0], source / files[0].name)
+            continue
+        with zipfile.ZipFile(source / f"rxrx1-{name}.zip", "w") as archive:
+            for file in files:
+                archive.write(file, f"{prefix}{file.relative_to(tree).as_posix()}")
+    uri = str(source)
+    if remote:
+        uri = f"s3://{request.getfixturevalue('s3_env').bucket}/{tmp_path.name}"
+        STORAGE.upload_dir(source, uri)
+    found, expected = rxrx1.read(uri, STORAGE, rxrx1.Rxrx1Options()).sites, import_rxrx1(tree).sites
+    assert found.drop_columns("channel_uris").equals(expected.drop_columns("channel_uris"))
+    place = "" if images is None else f"/rxrx1-images.zip!/{images}".rstrip("/")
+    uris = found["channel_uris"][5].as_py()
+    assert uris[0] == f"{uri}{place}/images/HUVEC-01/Plate1/B04_s2_w1.png"
+    raw = read_raw(expected["channel_uris"][5].as_py(), STORAGE)
+    np.testing.assert_array_equal(read_raw(uris, STORAGE), raw)
 
 
 def test_rxrx1_filters(tree: Path) -> None:

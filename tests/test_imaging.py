@@ -169,6 +169,45 @@ def test_png_refuses_other_arrays(image: np.ndarray) -> None:
         encode_png(image)
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_decode_reads_both_byte_orders(order: str) -> None:
+    deep = np.random.default_rng(0).integers(0, 65536, (6, 8)).astype(np.uint16)
+    pixels = decode_image(tiff(deep.astype(f"{order}u2").tobytes(), 16, order))
+    assert pixels.dtype == np.uint16
+    np.testing.assert_array_equal(pixels[0], deep)
+
+
+def test_decode_reads_twelve_bits() -> None:
+    deep = np.random.default_rng(0).integers(0, 4096, (6, 8)).astype(np.uint16)
+    first, second = deep.ravel()[::2], deep.ravel()[1::2]
+    triples = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], axis=1)
+    np.testing.assert_array_equal(decode_image(tiff(triples.astype(np.uint8).tobytes(), 12, "<"))[0], deep)
+
+
+def test_decode_refuses_several_pages() -> None:
+    buffer = io.BytesIO()
+    page = Image.fromarray(np.arange(48, dtype=np.uint16).reshape(6, 8))
+    page.save(buffer, "TIFF", save_all=True, append_images=[page, page])
+    with pytest.raises(DataError, match="3 pages, expected 1"):
+        decode_image(buffer.getvalue())
+
+
+def tiff(data: bytes, bits: int, order: str) -> bytes:
+    """A TIFF of 8 x 6 pixels, one uncompressed strip, written by hand in a byte order."""
+    entries = [
+        (256, 3, 8), (257, 3, 6), (258, 3, bits), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1),
+        (278, 3, 6), (279, 4, len(data)),
+    ]  # fmt: skip
+    header = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "I", 8 + len(data))
+    fields = [
+        struct.pack(order + "HHI", tag, kind, 1)
+        + (struct.pack(order + "HH", value, 0) if kind == 3 else struct.pack(order + "I", value))
+        for tag, kind, value in entries
+    ]
+    directory = struct.pack(order + "H", len(entries)) + b"".join(fields) + bytes(4)
+    return header + data + directory
+
+
 def test_decode_reads_sixteen_bits_tiff_and_jpeg() -> None:
     deep = np.random.default_rng(0).integers(0, 65536, (6, 8), dtype=np.uint16)
     for kind in ("PNG", "TIFF"):

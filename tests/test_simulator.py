@@ -313,11 +313,11 @@ def test_interrupted_trees_are_completed_to_the_same_bytes(tmp_path, small, monk
     simulated.read(str(whole), STORAGE, small)
     written = []
 
-    def fail_at_seven(root, site, image, storage):
+    def fail_at_seven(uris, image, storage):
         if len(written) == 7:
             raise KeyboardInterrupt
-        written.append(site.site_id)
-        real(root, site, image, storage)
+        written.append(uris[0])
+        real(uris, image, storage)
 
     real = layout._write_site
     monkeypatch.setattr(layout, "_write_site", fail_at_seven)

@@ -1,5 +1,6 @@
 """What all importers share: filter and limit, the split, missing files, and what a summary warns of."""
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +255,30 @@ def test_a_share_lies_between_0_and_1(share: Any) -> None:
 # The original's lists
 
 
+def test_a_name_holds_out_all_its_doses() -> None:
+    doses = [f"{name}@{dose}" for name in ("tkk", "az-a", "az-b", "az-c") for dose in (0.1, 1, 10)]
+    sites = crossed("dmso", *doses)
+    assert unseen(sites, held_out_perturbations=["TKK"]) == {"tkk@0.1", "tkk@1", "tkk@10"}
+    assert unseen(sites, held_out_perturbations=["tkk@1"]) == {"tkk@1"}
+    drawn = unseen(sites, held_out_fraction={"perturbations": 0.4})  # none has a SMILES
+    assert len(drawn) == 6 and len({name.partition("@")[0] for name in drawn}) == 2
+
+
+def test_a_damaged_archive_is_the_reason_of_its_sites(tmp_path: Path) -> None:
+    archive = tmp_path / "a.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("0.png", b"x")
+    (tmp_path / "b.zip").write_bytes(archive.read_bytes()[:-9])
+    uris = [[f"{tmp_path}/{name}.zip!/0.png"] for name in "ab"]
+    sites, _ = select(table([("E", "P", "dmso")] * 2, channel_uris=uris), ImportOptions(), STORAGE)
+    found = imported("test", sites, ImportOptions(), STORAGE)
+    assert found.sites["site_id"].to_pylist() == ["0"]
+    (lost,) = found.quarantine.to_pylist()
+    assert lost["uri"] == uris[1][0] and "truncated one. Copy it again" in lost["reason"]
+    with pytest.raises(DataError, match=r"no site could be imported, 1 were rejected.*truncated"):
+        imported("test", sites.slice(1), ImportOptions(), STORAGE)
+
+
 def test_held_out_list_of_the_original(real_data: Path) -> None:
     uri = str(real_data / "original-tables/BBBC021_14_compounds_pert_ood_info.csv")
     seen = {"Taxol", "AZ138", "Cytochalasin B", "vinblastine", "AG-1478"}
@@ -350,9 +375,9 @@ def test_missing_files_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         Path(path).touch()
     sites = table([("E", "P", "dmso")] * 4, channel_uris=uris)
     assert list(missing_files(sites, STORAGE)) == [
-        (1, [0, 1], uris[1][0]),
-        (2, [0], uris[2][0]),
-        (3, [1], uris[3][1]),
+        (1, [0, 1], uris[1][0], None),
+        (2, [0], uris[2][0], None),
+        (3, [1], uris[3][1], None),
     ]
     chosen, _ = select(sites, ImportOptions(), STORAGE)
     found = imported(

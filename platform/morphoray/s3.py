@@ -5,6 +5,7 @@ import io
 import logging
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,9 @@ PASSING |= {
 PASSING |= {"ClientPayloadError", "ClientOSError", "ServerConnectionError"}
 
 
+_IN_ARCHIVE = re.compile(r"(?<=\.zip)!(?:/|$)", re.IGNORECASE)
+
+
 class S3Object(NamedTuple):
     """An S3 bucket and a key in it; the key is empty for the bucket itself."""
 
@@ -40,8 +44,18 @@ class S3Object(NamedTuple):
     key: str
 
 
+def split_archive(uri: str) -> tuple[str, str] | None:
+    """The archive and the path inside it of `x.zip!/path` ("" for its root), or None for another form."""
+    archive, *inside = _IN_ARCHIVE.split(str(uri), maxsplit=1)
+    return (archive, inside[0].strip("/")) if inside else None
+
+
 def locate(uri: str) -> Path | S3Object:
     """Where a URI lies: a local path or an S3 object. Raises StorageError for any other form."""
+    if split_archive(uri):
+        raise StorageError(
+            f"{uri}: lies in a zip archive, which is only read. Write beside it, or unpack it."
+        )
     scheme, separator, rest = str(uri).partition("://")
     if not separator:
         return Path(uri).expanduser()

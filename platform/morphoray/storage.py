@@ -1,5 +1,6 @@
 """One way to read and write bytes, tables and folders at local paths, file:// and s3:// URIs.
 
+What lies in a zip archive is read in place, as `x.zip!/folder/file` in any of the three (archives.py).
 A write is seen whole or not at all. Requests to object storage that fail for a passing reason (no connection,
 a timeout, a 5xx answer) are repeated with exponential back-off; every other failure is raised at once.
 Credentials come from where the AWS tools take them, and never enter a Storage, its pickle or a message.
@@ -18,8 +19,17 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
+from morphoray import archives
 from morphoray.errors import DataError, MissingObjectError, StorageError
-from morphoray.s3 import PART_BYTES, PART_THREADS, ObjectFile, S3Object, S3Requests, locate
+from morphoray.s3 import (
+    PART_BYTES,
+    PART_THREADS,
+    ObjectFile,
+    S3Object,
+    S3Requests,
+    locate,
+    split_archive,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,7 +41,8 @@ FILE_THREADS = 8  # with PART_THREADS: at most 8 × 4 × 16 MiB in memory during
 
 def is_remote(uri: str) -> bool:
     """Whether the URI lies in object storage."""
-    return isinstance(locate(uri), S3Object)
+    inside = split_archive(uri)
+    return isinstance(locate(inside[0] if inside else uri), S3Object)
 
 
 def join(uri: str, *parts: str) -> str:
@@ -41,6 +52,8 @@ def join(uri: str, *parts: str) -> str:
 
 def absolute(uri: str) -> str:
     """The URI in a form that means the same in every working directory: local ones as absolute paths."""
+    if inside := split_archive(uri):
+        return join(absolute(inside[0]) + "!", inside[1])
     where = locate(uri)
     return str(where.absolute()) if isinstance(where, Path) else uri
 
@@ -55,7 +68,9 @@ class Storage(S3Requests):
     """
 
     def read_bytes(self, uri: str) -> bytes:
-        """The whole content; raises MissingObjectError when there is none."""
+        """The whole content; MissingObjectError when there is none, DataError for a bad zip archive."""
+        if inside := split_archive(uri):
+            return archives.read(self, *inside)
         where = locate(uri)
         if isinstance(where, S3Object):
             return cast(bytes, self._call(uri, "get_object")["Body"])
@@ -73,6 +88,8 @@ class Storage(S3Requests):
 
     def open(self, uri: str) -> BinaryIO:
         """A seekable binary file for random access, as Parquet and zip readers want it."""
+        if inside := split_archive(uri):
+            return io.BytesIO(archives.read(self, *inside))
         where = locate(uri)
         if isinstance(where, S3Object):
             return cast(BinaryIO, io.BufferedReader(ObjectFile(self, uri), 256 * 2**10))
@@ -84,6 +101,10 @@ class Storage(S3Requests):
 
         Raises MissingObjectError when the very bucket is missing.
         """
+        if inside := split_archive(uri):
+            with contextlib.suppress(MissingObjectError):
+                return archives.opened(self, inside[0]).exists(inside[1])
+            return False
         where = locate(uri)
         if isinstance(where, Path):
             with _local_errors(uri):
@@ -96,6 +117,8 @@ class Storage(S3Requests):
 
     def size(self, uri: str) -> int:
         """Bytes of one object or file."""
+        if inside := split_archive(uri):
+            return archives.opened(self, inside[0]).size(inside[1])
         where = locate(uri)
         if isinstance(where, S3Object):
             return int(self._call(uri, "head_object")["ContentLength"])
@@ -126,13 +149,20 @@ class Storage(S3Requests):
 
     def list_files(self, uri: str, suffix: str = "", recursive: bool = False) -> list[str]:
         """Sorted URIs of a folder's files, unfinished writes left out; empty when there is no such folder."""
-        where = locate(uri)
-        if isinstance(where, S3Object):
+        if inside := split_archive(uri):
+            names = self._names_in_archive(*inside, recursive)
+        elif isinstance(where := locate(uri), S3Object):
             names = list(self._names(uri, recursive))
         else:
             with _local_errors(uri):
                 names = [path.relative_to(where).as_posix() for path in _walk(where, recursive)]
         return sorted(join(uri, name) for name in names if name.endswith(suffix))
+
+    def _names_in_archive(self, archive: str, folder: str, recursive: bool) -> list[str]:
+        try:
+            return archives.opened(self, archive).names(folder, recursive)
+        except MissingObjectError:
+            return []
 
     def upload_dir(self, local: str | Path, uri: str) -> None:
         """Copy every file below a local folder to the URI; each of them is atomic."""

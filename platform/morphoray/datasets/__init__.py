@@ -1,7 +1,8 @@
 """The registry of datasets: importers from what users have to SITES. A new one is a module and a line."""
 
-from morphoray.datasets import imagefolder, rxrx1, simulated
+from morphoray.datasets import bbbc021, imagefolder, rxrx1, simulated
 from morphoray.datasets.base import Dataset
+from morphoray.datasets.bbbc021_tables import CHANNELS
 from morphoray.errors import ConfigError
 from morphoray.imaging.channels import CELL_PAINTING_CHANNELS
 
@@ -14,6 +15,7 @@ DATASETS: dict[str, Dataset] = {
         "rxrx1_rgb",
         lambda options: rxrx1.channel_names(options.channels),
     ),
+    "bbbc021": Dataset("bbbc021", bbbc021.Bbbc021Options, bbbc021.read, CHANNELS, "bbbc021_rgb"),
     "imagefolder": Dataset(
         "imagefolder", imagefolder.ImagefolderOptions, imagefolder.read, ("red", "green", "blue"), "rgb"
     ),
@@ -23,7 +25,8 @@ DATASETS: dict[str, Dataset] = {
         simulated.read,
         CELL_PAINTING_CHANNELS,
         "rxrx1_rgb",
-        lambda options: simulated.channel_names(options.channels),
+        simulated.channel_names,
+        lambda options: "bbbc021_rgb" if options.layout == "bbbc021" else "rxrx1_rgb",
     ),
 }
 

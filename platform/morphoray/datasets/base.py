@@ -32,7 +32,7 @@ class Dataset:
 
     `channels` names the files of a site in the order of channel_uris (or the planes of its one file);
     `channels_in`: the same under given options, where these choose the files.
-    `mapping` is the default channel mapping, for sites whose channels it takes.
+    `mapping` is the default channel mapping, for sites whose channels it takes; `mapping_in`: under options.
     """
 
     name: str
@@ -41,10 +41,15 @@ class Dataset:
     channels: tuple[str, ...]
     mapping: str
     channels_in: Callable[[Any], tuple[str, ...]] | None = None
+    mapping_in: Callable[[Any], str] | None = None
 
     def channel_names(self, options: Any) -> tuple[str, ...]:
         """The channels of a site under these options, in the order of its files."""
         return self.channels if self.channels_in is None else self.channels_in(options)
+
+    def mapping_name(self, options: Any) -> str:
+        """The default channel mapping under these options."""
+        return self.mapping if self.mapping_in is None else self.mapping_in(options)
 
 
 @dataclass(frozen=True)
@@ -100,8 +105,9 @@ def imported(
 ) -> Imported:
     """Imported from selected sites and those rejected before; `files` names a site's files in the reasons.
 
-    Sites that lack a file are quarantined. Where all lack all, the images are elsewhere: SITES keeps its
-    rows, and the summary says it. Raises DataError when no site is left, or none to train on.
+    Sites that lack a file are quarantined, those of a damaged zip archive too. Where all lack all, the
+    images are elsewhere: SITES keeps its rows, and the summary says it. Raises DataError when no site is
+    left, or none to train on.
     """
     bad, more = list(rejected), list(notes)
     if options.check_files and len(sites):
@@ -128,9 +134,10 @@ def imported(
 def _lacking(
     sites: pa.Table, storage: Storage, files: Sequence[str]
 ) -> Iterator[tuple[int, tuple[Rejected, bool]]]:
-    """Row, and the site as rejected, with whether it lacks all its files."""
-    for row, places, uri in missing_files(sites, storage):
+    """Row, and the site as rejected, with whether it merely lacks all its files."""
+    for row, places, uri, problem in missing_files(sites, storage):
         count = len(sites["channel_uris"][row])
         names = ", ".join(files[place] if place < len(files) else str(place + 1) for place in places)
-        reason = "missing file" if count == 1 else f"missing channel files: {names}"
-        yield row, (Rejected(sites["site_id"][row].as_py(), uri, reason), len(places) == count)
+        reason = problem or ("missing file" if count == 1 else f"missing channel files: {names}")
+        nothing = len(places) == count and problem is None
+        yield row, (Rejected(sites["site_id"][row].as_py(), uri, reason), nothing)

@@ -2,21 +2,41 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from morphoray.errors import DataError
 from morphoray.storage import Storage
 
 BLOCK = 65_536  # rows looked at together: with 6 files each some 40 MB of names
 _LISTINGS = 8  # folders listed at once; each waits on object storage
 
 
-def missing_files(sites: pa.Table, storage: Storage) -> Iterator[tuple[int, list[int], str]]:
-    """Row, the places in its channel_uris that are absent, and the first of these URIs; rows in order."""
+class Missing(NamedTuple):
+    """A row that lacks files: the places in its channel_uris, the first URI, why its folder can't be read."""
+
+    row: int
+    places: list[int]
+    uri: str
+    problem: str | None = None
+
+
+def missing_files(sites: pa.Table, storage: Storage) -> Iterator[Missing]:
+    """The rows that lack a file, in order. A damaged zip archive has none, and is the problem of its rows."""
     listed: dict[str, pa.Array] = {}
+    problems: dict[str, str] = {}
+
+    def names(folder: str) -> list[str]:
+        try:
+            return storage.list_files(folder)
+        except DataError as error:
+            problems[folder] = str(error)
+            return []
+
     start = 0
     for batch in sites.select(["channel_uris"]).to_batches(max_chunksize=BLOCK):
         lists = batch.column(0)
@@ -24,22 +44,24 @@ def missing_files(sites: pa.Table, storage: Storage) -> Iterator[tuple[int, list
         here = pc.replace_substring_regex(files, r"/[^/]*$", "").unique().to_pylist()
         new = [folder for folder in here if folder not in listed]
         with ThreadPoolExecutor(_LISTINGS) as threads:
-            for folder, names in zip(new, threads.map(storage.list_files, new), strict=True):
-                listed[folder] = pa.array(names, pa.string())
+            for folder, found in zip(new, threads.map(names, new), strict=True):
+                listed[folder] = pa.array(found, pa.string())
         there = pc.is_in(files, pa.chunked_array([listed[folder] for folder in here], pa.string()))
-        yield from _absent(lists, files, there.to_numpy(zero_copy_only=False), start)
+        for lost in _absent(lists, files, there.to_numpy(zero_copy_only=False), start):
+            yield lost._replace(problem=problems.get(lost.uri.rpartition("/")[0]))
         start += len(batch)
 
 
 def _absent(
     lists: pa.ListArray, files: pa.StringArray, there: npt.NDArray[np.bool_], start: int
-) -> Iterator[tuple[int, list[int], str]]:
+) -> Iterator[Missing]:
     bounds = np.cumsum([0, *pc.list_value_length(lists).to_numpy(zero_copy_only=False)])
     lost = np.flatnonzero(~there)
     rows = np.searchsorted(bounds, lost, side="right") - 1
     for row in np.unique(rows):
         mine = lost[slice(*np.searchsorted(rows, [row, row + 1]))]
-        yield start + int(row), [int(at - bounds[row]) for at in mine], files[int(mine[0])].as_py()
+        places = [int(at - bounds[row]) for at in mine]
+        yield Missing(start + int(row), places, files[int(mine[0])].as_py())
 
 
 def lists_of(columns: Sequence[pa.Array]) -> pa.ListArray:

@@ -93,9 +93,11 @@ def read_raw(uris: Sequence[str], storage: Storage) -> npt.NDArray[np.generic]:
 
 def _read_file(uri: str, storage: Storage) -> npt.NDArray[np.generic]:
     try:
-        pixels = decode_image(storage.read_bytes(uri))
+        data = storage.read_bytes(uri)
     except MissingObjectError:
         raise DataError(f"{uri}: missing") from None
+    try:
+        pixels = decode_image(data)
     except DataError as error:
         raise DataError(f"{uri}: {error}") from None
     low, high = pixels.min(), pixels.max()

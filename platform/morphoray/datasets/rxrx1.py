@@ -1,4 +1,7 @@
-"""RxRx1's own layout: metadata.csv and images/<experiment>/Plate<n>/<well>_s<site>_w<channel>.png."""
+"""RxRx1's own layout: metadata.csv and images/<experiment>/Plate<n>/<well>_s<site>_w<channel>.png.
+
+Unpacked, or inside the archives as they are published, which are read in place.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -51,14 +54,22 @@ def read(source: str, storage: Storage, options: Rxrx1Options) -> Imported:
     return with_files("rxrx1", source, sites, options, options.channels, storage, notes)
 
 
+def _find(source: str, archive: str, name: str, storage: Storage) -> str:
+    """Where metadata.csv or images/ lies: in the source, or in its archive, whose root is rxrx1/ or not."""
+    root, packed = absolute(source), f"rxrx1-{archive}.zip!"
+    places = [join(root, place, name) for place in ("", "rxrx1", f"{packed}/rxrx1", packed)]
+    return next((uri for uri in places if storage.exists(uri)), places[0])
+
+
 def read_rows(source: str, storage: Storage) -> dict[str, Any]:
     """SITES' columns as metadata.csv has them. Raises DataError for metadata that break their contract."""
-    uri = join(absolute(source), "metadata.csv")
+    uri = _find(source, "metadata", "metadata.csv", storage)
     try:
         table = read_columns(uri, storage, _COLUMNS)
     except MissingObjectError:
         raise DataError(
-            f"{uri}: missing. The source must be the folder that holds metadata.csv and images/."
+            f"{uri}: missing. The source must be the folder that holds metadata.csv and images/, or "
+            "rxrx1-metadata.zip and rxrx1-images.zip."
         ) from None
     if twice := repeated(table["site_id"]):
         raise DataError(f"{uri}: {len(twice)} site_ids appear more than once, such as {twice[:3]}")
@@ -80,17 +91,17 @@ def with_files(
     notes: list[str],
 ) -> Imported:
     """Imported from selected sites of the tree at `source`, with the URIs of their channel files."""
-    root = absolute(source).rstrip("/")
-    uris = [_channel_uris(root, batch, channels) for batch in sites.to_batches(max_chunksize=BLOCK)]
+    images = _find(source, "images", "images", storage)
+    uris = [_channel_uris(images, batch, channels) for batch in sites.to_batches(max_chunksize=BLOCK)]
     column = pa.chunked_array(uris, pa.list_(pa.string()))
     sites = sites.set_column(sites.schema.get_field_index("channel_uris"), "channel_uris", column)
     files = [f"w{channel}" for channel in range(1, channels + 1)]
     return imported(name, sites, options, storage, notes=notes, files=files)
 
 
-def _channel_uris(root: str, sites: pa.RecordBatch, channels: int) -> pa.ListArray:
+def _channel_uris(images: str, sites: pa.RecordBatch, channels: int) -> pa.ListArray:
     well = [sites[name] for name in ("experiment", "plate", "well", "site")]
-    words = [f"{root}/images/", well[0], "/Plate", well[1], "/", well[2], "_s", well[3], "_w"]
+    words = [f"{images}/", well[0], "/Plate", well[1], "/", well[2], "_s", well[3], "_w"]
     stem = pc.binary_join_element_wise(*words, "")
     files = [pc.binary_join_element_wise(stem, f"{n}.png", "") for n in range(1, channels + 1)]
     return lists_of(files)

@@ -1,4 +1,4 @@
-"""The embedded default dataset: a simulated screen, made where it is absent and read as RxRx1 is.
+"""The embedded default dataset: a simulated screen, made where it is absent and read as its layout is.
 
 The mapping from a compound's family, or a gene's pathway, to a phenotype is invented (simulator/effects.py);
 the compounds and the gene symbols are real ones. A gene's effect follows from its vector in gene_vectors.csv,
@@ -9,8 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from morphoray.datasets import rxrx1
+from morphoray.datasets import bbbc021, rxrx1
 from morphoray.datasets.base import Imported, select, sites_table
+from morphoray.datasets.bbbc021_tables import CHANNELS
 from morphoray.datasets.options import ImportOptions, SelectionOptions
 from morphoray.datasets.simulator.fields import LAYOUTS
 from morphoray.datasets.simulator.layout import write_tree
@@ -30,19 +31,28 @@ def read(source: str, storage: Storage, options: SimulatedOptions) -> Imported:
     """
     made = write_tree(source, storage, options)
     treatments = _perturbation_rows(join(source, "perturbations.csv"), storage)
-    shared = {name: getattr(options, name) for name in SelectionOptions.model_fields}
-    tree = ImportOptions(
-        held_out_experiments=tuple(experiment_names(options)[1]),
-        held_out_perturbations=tuple(name for name, row in treatments.items() if row["held_out"]),
-        **shared,
-    )
+    given = {name: getattr(options, name) for name in SelectionOptions.model_fields} | {
+        "held_out_experiments": tuple(experiment_names(options)[1]),
+        "held_out_perturbations": tuple(name for name, row in treatments.items() if row["held_out"]),
+    }
+    if options.layout == "bbbc021":
+        tree = bbbc021.Bbbc021Options(dose_in_id=len(options.doses_um) > 1, **given)
+        rows, rejected, _ = bbbc021.read_rows(source, storage, tree.dose_in_id)
+        sites = sites_table(rows | _columns(rows["perturbation_id"], treatments))
+        chosen, notes = select(sites, tree, storage)
+        return bbbc021.with_files("simulated", source, sites, chosen, tree, storage, rejected, [made, *notes])
+    plain = ImportOptions(**given)
     rows = rxrx1.read_rows(source, storage)
-    sites, notes = select(sites_table(rows | _columns(rows["perturbation_id"], treatments)), tree, storage)
-    return rxrx1.with_files("simulated", source, sites, tree, options.channels, storage, [made, *notes])
+    sites = sites_table(rows | _columns(rows["perturbation_id"], treatments))
+    chosen, notes = select(sites, plain, storage)
+    return rxrx1.with_files("simulated", source, chosen, plain, options.channels, storage, [made, *notes])
 
 
-def channel_names(count: int) -> tuple[str, ...]:
-    """What the files w1 to w<count> show."""
+def channel_names(options: SimulatedOptions) -> tuple[str, ...]:
+    """What a site's files show, in their order."""
+    if options.layout == "bbbc021":
+        return CHANNELS
+    count = options.channels
     return CELL_PAINTING_CHANNELS if count == 6 else tuple(name for name, _ in LAYOUTS[count])
 
 

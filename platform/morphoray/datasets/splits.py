@@ -37,7 +37,7 @@ def assign(sites: pa.Table, options: ImportOptions, listed: set[str]) -> tuple[p
     treated = _treated(sites)
     groups: dict[str, set[str]] = {}
     for name, smiles, gene in treated:
-        groups.setdefault(smiles or gene or name, set()).add(name)
+        groups.setdefault(smiles or gene or plain_id(name), set()).add(name)
     unseen = listed | _draw(groups, fraction.perturbations, seed, "perturbations")
     by_scaffold, notes = _by_scaffold(treated, options.held_out_scaffolds, seed)
     unseen |= by_scaffold

@@ -87,9 +87,10 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def decode_image(data: bytes, formats: Sequence[str] = _FORMATS) -> npt.NDArray[np.generic]:
-    """Pixels (K, H, W) of a PNG, JPEG or TIFF: K 1 or 3 of uint8, or K 1 of uint16.
+    """Pixels (K, H, W) of a PNG, JPEG or TIFF of one page: K 1 or 3 of uint8, or K 1 of uint16.
 
-    Raises DataError with a short reason: zero bytes, truncated, corrupt, not an image, wrong mode, too large.
+    12-bit and big-endian TIFFs are uint16 too. Raises DataError with a short reason: zero bytes, truncated,
+    corrupt, not an image, wrong mode, several pages, too large.
     """
     return _decode(data, formats)[0]
 
@@ -103,6 +104,7 @@ def _decode(data: bytes, formats: Sequence[str]) -> tuple[npt.NDArray[np.generic
     try:
         with Image.open(io.BytesIO(data), formats=list(formats)) as image:
             mode, text = image.mode, image.info.get(_STACK)
+            pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
             pixels = np.asarray(image, dtype=_DEPTHS[mode]) if mode in _DEPTHS else None
     except UnidentifiedImageError:
         raise DataError(f"not an image: expected one of {', '.join(formats)}") from None
@@ -110,6 +112,8 @@ def _decode(data: bytes, formats: Sequence[str]) -> tuple[npt.NDArray[np.generic
         raise DataError(f"too large: more than {Image.MAX_IMAGE_PIXELS} pixels") from None
     except Exception as error:  # Pillow's decoders raise nearly any class on bytes made to break them.
         raise DataError(f"corrupt: {error}") from None
+    if pages > 1:
+        raise DataError(f"{pages} pages, expected 1. Store each plane as a file of its own.")
     if pixels is None:
         raise DataError(f"wrong mode: {mode}, expected one of {', '.join(_DEPTHS)}")
     planes = pixels[np.newaxis] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))

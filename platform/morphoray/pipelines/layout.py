@@ -92,7 +92,7 @@ def resolve(config: RunConfig) -> RunConfig:
     for key in ("source", "vae"):  # Ray Train workers have another working directory
         if values["bundle"][key] and values["bundle"][key] != SHIPPED:
             values["bundle"][key] = absolute(values["bundle"][key])
-    found = find_mapping(config.image.mapping, dataset.channel_names(options), dataset.mapping)
+    found = find_mapping(config.image.mapping, dataset.channel_names(options), dataset.mapping_name(options))
     if config.image.mapping is None:
         values["image"]["mapping"] = found.name
     return build(RunConfig, values, "")
@@ -101,7 +101,7 @@ def resolve(config: RunConfig) -> RunConfig:
 def mapping_of(config: RunConfig) -> ChannelMapping:
     """The run's channel mapping. Raises ConfigError for one that the dataset's channels don't fit."""
     dataset, options, _ = dataset_of(config)
-    return find_mapping(config.image.mapping, dataset.channel_names(options), dataset.mapping)
+    return find_mapping(config.image.mapping, dataset.channel_names(options), dataset.mapping_name(options))
 
 
 def dataset_of(config: RunConfig) -> tuple[Dataset, Any, Storage]:

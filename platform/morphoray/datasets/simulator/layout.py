@@ -1,4 +1,4 @@
-"""Writes a simulated tree in RxRx1's own layout, with what is true of it beside it; resumable."""
+"""Writes a simulated tree in RxRx1's or BBBC021's layout, with what is true of it beside it; resumable."""
 
 import io
 import itertools
@@ -13,6 +13,7 @@ import pyarrow as pa
 from PIL import Image
 from pyarrow import csv
 
+from morphoray.datasets.simulator import bbbc021
 from morphoray.datasets.simulator.effects import gene_table
 from morphoray.datasets.simulator.fields import draw_fields, field_truth
 from morphoray.datasets.simulator.plan import (
@@ -32,6 +33,7 @@ from morphoray.storage import Storage, absolute, join
 _WRITERS = 8  # threads that compress and store while the next fields are drawn
 _BLOCK = 16  # fields drawn, then handed to the writers
 _CELL_TYPE = "simulated"
+_TABLES = {"rxrx1": "metadata.csv", "bbbc021": bbbc021.IMAGES}  # of which a tree has one
 
 
 def write_tree(root: str, storage: Storage, options: SimulatedOptions) -> str:
@@ -46,51 +48,52 @@ def write_tree(root: str, storage: Storage, options: SimulatedOptions) -> str:
     made_by = fingerprint([VERSION, options.tree()])
     marker = join(root, "simulator.json")
     state = {"fingerprint": made_by, "version": VERSION, "options": options.tree()}
-    found = _read_marker(marker, root, storage, made_by)
+    found = _read_marker(marker, join(root, _TABLES[options.layout]), storage, made_by)
     if found == "finished":
         return f"simulated tree: {len(sites)} sites, made before"
     if found == "absent":
         storage.write_json(marker, {**state, "finished": False})
-    missing = sites if found == "absent" else _missing(root, sites, options.channels, storage)
+    missing = sites if found == "absent" else _missing(root, sites, options, storage)
     _write_images(root, missing, options, storage)
     _write_tables(root, sites, treatments, options, storage, made_by)
     storage.write_json(marker, {**state, "finished": True})
     return f"simulated tree: {len(sites)} sites, {len(missing)} of them drawn now"
 
 
-def _read_marker(marker: str, root: str, storage: Storage, made_by: str) -> str:
+def _read_marker(marker: str, table: str, storage: Storage, made_by: str) -> str:
     """Whether the tree is "absent", "unfinished" or "finished"."""
     try:
         found = storage.read_json(marker)
     except MissingObjectError:
-        if storage.exists(join(root, "metadata.csv")):
+        if storage.exists(table):
             raise FingerprintError(
-                f"{root} holds metadata.csv but no simulator.json: the simulator did not make it. "
-                "Give dataset.source a new folder, or read it as dataset rxrx1."
+                f"{table} is there, but no simulator.json: the simulator did not make it. "
+                "Give dataset.source a new folder, or read it as dataset rxrx1 or bbbc021."
             ) from None
         return "absent"
     if found.get("fingerprint") != made_by:
         raise FingerprintError(
-            f"{root} was simulated with fingerprint {found.get('fingerprint')} (options in simulator.json), "
-            f"these options have {made_by}. Use the same options, or give dataset.source a new folder."
+            f"{marker}: the tree was simulated with fingerprint {found.get('fingerprint')} (options in "
+            f"it), these options have {made_by}. Use the same options, or give dataset.source a new folder."
         )
     return "finished" if found.get("finished") else "unfinished"
 
 
-def _channel_uri(root: str, site: Site, channel: int) -> str:
-    name = f"{site.well}_s{site.site}_w{channel}.png"
-    return join(root, "images", site.experiment, f"Plate{site.plate}", name)
+def _channel_uris(root: str, site: Site, options: SimulatedOptions) -> list[str]:
+    """One file for each channel of the image."""
+    if options.layout == "bbbc021":
+        return bbbc021.channel_uris(root, site)
+    folder = join(root, "images", site.experiment, f"Plate{site.plate}")
+    stem = join(folder, f"{site.well}_s{site.site}_w")
+    return [f"{stem}{channel}.png" for channel in range(1, options.channels + 1)]
 
 
-def _missing(root: str, sites: list[Site], channels: int, storage: Storage) -> list[Site]:
+def _missing(root: str, sites: list[Site], options: SimulatedOptions, storage: Storage) -> list[Site]:
     """The sites that lack a file, by one listing a plate."""
-    folders = {_channel_uri(root, site, 1).rpartition("/")[0] for site in sites}
+    uris = [_channel_uris(root, site, options) for site in sites]
+    folders = {files[0].rpartition("/")[0] for files in uris}
     present = {uri for folder in folders for uri in storage.list_files(folder)}
-    return [
-        site
-        for site in sites
-        if any(_channel_uri(root, site, channel) not in present for channel in range(1, channels + 1))
-    ]
+    return [site for site, files in zip(sites, uris, strict=True) if not present.issuperset(files)]
 
 
 def _write_images(root: str, sites: list[Site], options: SimulatedOptions, storage: Storage) -> None:
@@ -109,7 +112,7 @@ def _write_images(root: str, sites: list[Site], options: SimulatedOptions, stora
             )
             _finish(waiting, keep=_BLOCK)
             waiting += [
-                threads.submit(_write_site, root, site, image, storage)
+                threads.submit(_write_site, _channel_uris(root, site, options), image, storage)
                 for site, image in zip(block, fields.images, strict=True)
             ]
         _finish(waiting, keep=0)
@@ -127,9 +130,10 @@ def _finish(waiting: list[Future[None]], keep: int) -> None:
         waiting.pop(0).result()
 
 
-def _write_site(root: str, site: Site, image: npt.NDArray[Any], storage: Storage) -> None:
-    for channel, plane in enumerate(image, start=1):
-        storage.write_bytes(_channel_uri(root, site, channel), encode_plane(plane))
+def _write_site(uris: list[str], image: npt.NDArray[Any], storage: Storage) -> None:
+    for uri, plane in zip(uris, image, strict=True):
+        encode = bbbc021.encode_tiff if uri.endswith(".tif") else encode_plane
+        storage.write_bytes(uri, encode(plane))
 
 
 def encode_plane(plane: npt.NDArray[Any]) -> bytes:
@@ -147,7 +151,12 @@ def _write_tables(
     storage: Storage,
     made_by: str,
 ) -> None:
-    storage.write_bytes(join(root, "metadata.csv"), _csv(_metadata(sites, treatments, options)))
+    if options.layout == "bbbc021":
+        tables = bbbc021.tables(sites, [item.perturbation for item in treatments])
+    else:
+        tables = {"metadata.csv": _metadata(sites, treatments, options)}
+    for name, table in tables.items():
+        storage.write_bytes(join(root, name), _csv(table))
     storage.write_bytes(join(root, "perturbations.csv"), _csv(_perturbations(treatments)))
     if options.kind == "gene":
         storage.write_bytes(join(root, "gene_vectors.csv"), _csv(_gene_vectors()))

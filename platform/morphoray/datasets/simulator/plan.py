@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from morphoray.datasets.options import SelectionOptions
 from morphoray.datasets.simulator import effects, library
@@ -17,6 +17,12 @@ from morphoray.seeds import numpy_generator
 
 VERSION = 1  # raised when the same options draw other pixels
 
+# BBBC021's plates: controls in six fixed wells, rising doses from column to column.
+CONTROL_WELLS = ("B02", "C02", "D02", "E11", "F11", "G11")
+TREATED_WELLS = tuple(
+    well for column in range(2, 12) for row in "BCDEFG" if (well := f"{row}{column:02d}") not in CONTROL_WELLS
+)
+
 # The inner wells of a 384-well plate, as RxRx1 uses them: B02 to O23, 308 of them.
 WELLS = tuple(f"{row}{column:02d}" for row in "BCDEFGHIJKLMNO" for column in range(2, 24))
 
@@ -25,6 +31,9 @@ class SimulatedOptions(SelectionOptions):
     """Options of the `simulated` dataset; its defaults are the demo's."""
 
     seed: int = 0
+    layout: Literal["rxrx1", "bbbc021"] = Field(
+        "rxrx1", description="files and tables; bbbc021: compounds, 3 channels of 16 bits in TIFF"
+    )
     kind: Literal["compound", "gene"] = "compound"
     perturbations: tuple[str, ...] | Literal["all"] | None = Field(
         None, description="names of the library's compounds or genes; null: fourteen with the control"
@@ -45,9 +54,22 @@ class SimulatedOptions(SelectionOptions):
     effect_strength: float = Field(1.0, ge=0)
     batch_strength: float = Field(1.0, ge=0)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_layout(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("layout") != "bbbc021":
+            return given
+        fixed = {"kind": "compound", "channels": 3, "bit_depth": 16}
+        if wrong := [
+            f"{name} {given[name]}" for name in fixed if given.get(name, fixed[name]) != fixed[name]
+        ]:
+            raise ValueError(f"layout bbbc021 has {fixed}, found {', '.join(wrong)}")
+        return given | fixed
+
     def tree(self) -> dict[str, Any]:
         """The options that the tree depends on: all but those of what is taken from it."""
-        return self.model_dump(mode="json", exclude=set(SelectionOptions.model_fields))
+        unsaid = {"layout"} if self.layout == "rxrx1" else set()  # as trees before there were two have it
+        return self.model_dump(mode="json", exclude=unsaid | set(SelectionOptions.model_fields))
 
 
 @dataclass(frozen=True)
@@ -71,6 +93,7 @@ class Site:
     treatment: Treatment
     batch: BatchEffect
     key: tuple[str | int, ...]
+    replicate: str  # the plate's number within its experiment
 
 
 def plan_treatments(options: SimulatedOptions) -> list[Treatment]:
@@ -145,7 +168,8 @@ def _unseen(options: SimulatedOptions, items: list[Perturbation]) -> set[str]:
 
 def experiment_names(options: SimulatedOptions) -> tuple[list[str], list[str]]:
     """All experiments, and the held-out ones: the last. Raises ConfigError when none is left to train on."""
-    names = [f"SIM-{number:02d}" for number in range(1, options.experiments + 1)]
+    form = "Week{}" if options.layout == "bbbc021" else "SIM-{:02d}"
+    names = [form.format(number) for number in range(1, options.experiments + 1)]
     if options.held_out_experiments >= options.experiments:
         raise ConfigError(
             f"dataset.held_out_experiments is {options.held_out_experiments} of {options.experiments} "
@@ -155,30 +179,51 @@ def experiment_names(options: SimulatedOptions) -> tuple[list[str], list[str]]:
 
 
 def plan_sites(options: SimulatedOptions, treatments: list[Treatment]) -> Iterator[Site]:
-    """Every field, plate by plate; each plate has its own random arrangement of the wells.
+    """Every field, plate by plate. RxRx1: each plate has its own random arrangement of the wells.
 
     Raises ConfigError when a plate has too few wells.
     """
-    used = len(treatments) * options.wells_per_perturbation
-    if used > len(WELLS):
+    bbbc021 = options.layout == "bbbc021"
+    wells = TREATED_WELLS if bbbc021 else WELLS
+    repeated = [
+        treatment
+        for treatment in (_by_dose(treatments) if bbbc021 else treatments)
+        for _ in range(options.wells_per_perturbation)
+    ]
+    if len(repeated) > len(wells):
         raise ConfigError(
             f"{len(treatments)} perturbations x {options.wells_per_perturbation} wells_per_perturbation need "
-            f"{used} wells a plate, and it has {len(WELLS)}. Lower one of them, or use more experiments."
+            f"{len(repeated)} wells a plate, and it has {len(wells)}. Lower one of them, or use more "
+            "experiments."
         )
-    for experiment in experiment_names(options)[0]:
-        for plate in range(1, options.plates + 1):
-            rng = numpy_generator("plate-layout", options.seed, experiment, plate)
-            order = rng.permutation(len(WELLS))[:used]
-            for slot, place in enumerate(order):
-                treatment = treatments[slot // options.wells_per_perturbation]
-                yield from _well(options, experiment, str(plate), WELLS[place], treatment)
+    for index, experiment in enumerate(experiment_names(options)[0], start=1):
+        for number in range(1, options.plates + 1):
+            if bbbc021:
+                plate = f"{experiment}_{1000 * index + number}"
+                placed = [
+                    *((well, treatments[0]) for well in CONTROL_WELLS),
+                    *zip(wells, repeated, strict=False),
+                ]
+            else:
+                plate = str(number)
+                rng = numpy_generator("plate-layout", options.seed, experiment, number)
+                order = rng.permutation(len(WELLS))[: len(repeated)]
+                placed = [(WELLS[place], item) for place, item in zip(order, repeated, strict=True)]
+            for well, treatment in placed:
+                yield from _well(options, experiment, plate, well, treatment, str(number))
+
+
+def _by_dose(treatments: list[Treatment]) -> list[Treatment]:
+    """All but the control, the lowest doses first."""
+    return sorted(treatments[1:], key=lambda item: item.perturbation.concentration_um or 0.0)
 
 
 def _well(
-    options: SimulatedOptions, experiment: str, plate: str, well: str, treatment: Treatment
+    options: SimulatedOptions, experiment: str, plate: str, well: str, treatment: Treatment, replicate: str
 ) -> Iterator[Site]:
     batch = effects.batch_effect(options.seed, experiment, plate, well, options.batch_strength)
+    stem = f"{plate}_{well}_s" if options.layout == "bbbc021" else f"{experiment}_{plate}_{well}_"
     for site in range(1, options.sites_per_well + 1):
-        site_id = f"{experiment}_{plate}_{well}_{site}"
+        site_id = f"{stem}{site}"
         key = (options.seed, site_id)
-        yield Site(site_id, experiment, plate, well, str(site), treatment, batch, key)
+        yield Site(site_id, experiment, plate, well, str(site), treatment, batch, key, replicate)

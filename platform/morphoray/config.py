@@ -54,6 +54,8 @@ class ImageConfig(Section):
         "raw"  # divide raw pixels, or after a min-max to 8 bits
     )
 
+    min_maximum: int | None = Field(None, ge=1, le=255)  # quarantine a site whose brightest pixel is below
+
     @model_validator(mode="after")
     def _crop_options(self) -> "ImageConfig":
         scaled = self.scale_to is not None or self.um_per_pixel is not None

@@ -1,12 +1,14 @@
 """The registry of datasets: importers from what users have to SITES. A new one is a module and a line."""
 
-from morphoray.datasets import imagefolder, rxrx1, simulated
+from morphoray.datasets import imagefolder, jump, rohban, rxrx1, simulated
 from morphoray.datasets.base import Dataset
 from morphoray.errors import ConfigError
-from morphoray.imaging.channels import CELL_PAINTING_CHANNELS
+from morphoray.imaging.channels import CELL_PAINTING_CHANNELS, GALLERY_CHANNELS
 
 DATASETS: dict[str, Dataset] = {
     "rxrx1": Dataset("rxrx1", rxrx1.Rxrx1Options, rxrx1.read, CELL_PAINTING_CHANNELS, "rxrx1_rgb"),
+    "rohban": Dataset("rohban", rohban.RohbanOptions, rohban.read, GALLERY_CHANNELS, "rohban_rgb"),
+    "jump": Dataset("jump", jump.JumpOptions, jump.read, GALLERY_CHANNELS, "rohban_rgb"),
     "imagefolder": Dataset(
         "imagefolder", imagefolder.ImagefolderOptions, imagefolder.read, ("red", "green", "blue"), "rgb"
     ),

@@ -55,7 +55,7 @@ def imported(
     """
     count = len(columns["site_id"])
     arrays = {
-        field.name: pa.array(columns[field.name], field.type)
+        field.name: _array(columns[field.name], field.type)
         if field.name in columns
         else pa.nulls(count, field.type)
         for field in SITES
@@ -71,6 +71,10 @@ def imported(
     if not pc.any(pc.equal(sites["split"], "train")).as_py():
         raise DataError(f"{name}: all {count} sites are held out, none is left to train on")
     return Imported(sites, quarantine, _summary(name, sites, quarantine, notes))
+
+
+def _array(values: Any, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:
+    return values if isinstance(values, pa.ChunkedArray) else pa.array(values, kind)
 
 
 def _summary(name: str, sites: pa.Table, quarantine: pa.Table, notes: Sequence[str]) -> str:

@@ -9,6 +9,8 @@ from morphoray.errors import DataError
 
 CELL_PAINTING_CHANNELS = ("nuclei", "er", "actin", "rna", "mito", "golgi")  # RxRx1's w1 to w6
 
+GALLERY_CHANNELS = ("dna", "er", "rna", "agp", "mito")  # of JUMP's and Rohban's load_data tables
+
 # The RxRx1 authors' rendering: colour (red, green, blue) and [low, high] of each channel's range.
 _RXRX1_COLOURS = ((19, 0, 249), (42, 255, 31), (255, 0, 25), (45, 255, 252), (250, 0, 253), (254, 255, 40))
 _RXRX1_RANGES = ((0, 51), (0, 107), (0, 64), (0, 191), (0, 89), (0, 191))
@@ -85,6 +87,14 @@ def colour_table(
     return np.stack(rows)
 
 
+def selection_table(inputs: tuple[str, ...], chosen: tuple[str, ...]) -> npt.NDArray[np.uint8]:
+    """The (C, 256, K) table that gives each output the input that is `chosen` for it, as it is."""
+    table = np.zeros((len(inputs), 256, len(chosen)), dtype=np.uint8)
+    for place, name in enumerate(chosen):
+        table[inputs.index(name), :, place] = np.arange(256)
+    return table
+
+
 def identity(name: str, channels: tuple[str, ...]) -> ChannelMapping:
     """A mapping that leaves the channels as they are."""
     return ChannelMapping(name, channels, channels)
@@ -98,6 +108,9 @@ MAPPINGS: dict[str, ChannelMapping] = {
     mapping.name: mapping
     for mapping in (
         ChannelMapping("rxrx1_rgb", CELL_PAINTING_CHANNELS, _RGB, _RXRX1_TABLE),
+        ChannelMapping(
+            "rohban_rgb", GALLERY_CHANNELS, _RGB, selection_table(GALLERY_CHANNELS, ("rna", "mito", "dna"))
+        ),
         identity("rgb", _RGB),
         identity("cell_painting", CELL_PAINTING_CHANNELS),
     )

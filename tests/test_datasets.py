@@ -57,7 +57,7 @@ def test_registry(name: str) -> None:
 
 
 def test_unknown_dataset_lists_the_known() -> None:
-    with pytest.raises(ConfigError, match="'rxrx2'; known: rxrx1, imagefolder"):
+    with pytest.raises(ConfigError, match="'rxrx2'; known: rxrx1, rohban, jump, imagefolder"):
         find_dataset("rxrx2")
 
 

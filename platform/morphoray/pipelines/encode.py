@@ -205,7 +205,7 @@ def read_part(item: Item, plan: ReadPlan, storage: Storage) -> Item:
         "part": item["part"],
         "images": images.tobytes(),
         "shape": list(images.shape),
-        "good": pack(sites.take(good)),
+        "good": pack(sites.take(pa.array(good, pa.int64()))),
         "bad": pack(pa.Table.from_pylist(bad, schema=schema.QUARANTINE)),
     }
 

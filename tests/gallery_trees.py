@@ -11,6 +11,7 @@ import io
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -100,9 +101,13 @@ class Source:
         file_name: Callable[[str, str, int], str],
         named: Callable[[str], str],
         measurement: str = "",
+        more: Mapping[str, str] = MappingProxyType({}),
         edit: Edit = lambda rows: None,
     ) -> None:
-        """Write a plate; `named`: what its table calls a folder; `edit`: of the table's rows."""
+        """Write a plate; `named`: what its table calls a folder; `edit`: of the table's rows.
+
+        measurement: what the images' folder has after the plate; more: columns of the table.
+        """
         images = f"images/{batch}/images/{plate}{measurement}"
         rows: list[Row] = []
         for well, site in sites:
@@ -119,7 +124,7 @@ class Source:
                     if not rows:
                         write(self.folder / functions / name, self._functions[CHANNELS.index(channel)])
                     row |= {f"FileName_Illum{channel}": name, f"PathName_Illum{channel}": named(functions)}
-            rows.append(row | {"Metadata_Row": well[0], "Metadata_Column": well[1:]})
+            rows.append(row | more)
         edit(rows)
         table_of(rows, self.folder / "workspace/load_data_csv" / batch / plate / table)
 
@@ -171,11 +176,10 @@ def rohban_tree(
 ) -> Path:
     """cpg0017's folder: bare CR line ends in the platemap, lower-case wells. `edit`: of the first plate."""
     source = Source(root, ROHBAN, "broad", field or small_field(), functions or small_functions())
+    named = f"{MOUNT}{ROHBAN}/broad/{{}}".format
     for plate in plates:
         change = edit if plate == plates[0] else (lambda rows: None)
-        source.plate(
-            ROHBAN_BATCH, plate, table, sites, image_xpress, f"{MOUNT}{ROHBAN}/broad/{{}}".format, edit=change
-        )
+        source.plate(ROHBAN_BATCH, plate, table, sites, image_xpress, named, edit=change)
     rows = [
         {
             "well_position": well,
@@ -249,6 +253,11 @@ def urls(rows: list[Row]) -> None:
             row[f"URL_Orig{channel}"] = f"{folder.rstrip('/')}/{name}"
 
 
+def _in_bucket(source: str) -> Callable[[str], str]:
+    """Folders as JUMP's tables name them: those of images end in a slash, those of functions don't."""
+    return lambda folder: f"{BUCKET}{JUMP}/{source}/{folder}" + ("" if "/illum/" in folder else "/")
+
+
 def jump_tree(
     root: Path,
     field: list[bytes] | None = None,
@@ -263,15 +272,20 @@ def jump_tree(
     pixels, light = field or small_field(), functions or small_functions()
     places = [(well, site) for well in ("A01", "A02", "A03") for site in range(1, sites + 1)]
     how: dict[str, tuple[str, Callable[[str, str, int], str], str, Edit]] = {
-        "source_4": ("load_data_with_illum.parquet", phenix, "__2021-05-02T16_02_51-Measurement1", edit),
+        "source_4": (
+            "load_data_with_illum.parquet",
+            phenix,
+            "__2021-05-02T16_02_51-Measurement1/Images",
+            edit,
+        ),
         "source_8": ("load_data.csv.gz", image_xpress, "", lambda rows: None),
         "source_13": ("load_data_with_illum.csv", cell_voyager, "", urls),
     }
     for name, batch, plate, _ in JUMP_PLATES:
         table, file_name, measurement, change = how[name]
         source = Source(root, JUMP, name, pixels, light)
-        named = f"{BUCKET}{JUMP}/{name}/{{}}/".format
-        source.plate(batch, plate, table, places, file_name, named, measurement, change)
+        where = {"Metadata_Source": name, "Metadata_Batch": batch}
+        source.plate(batch, plate, table, places, file_name, _in_bucket(name), measurement, where, change)
     for table, rows in JUMP_TABLES.items():
         table_of(rows, root / JUMP / "metadata" / f"{table}.csv.gz")
     return root / JUMP

@@ -375,7 +375,7 @@ def test_jump_sites(tmp_path: Path) -> None:
     first = next(row for row in found.sites.to_pylist() if row["perturbation_id"] == "JCP2022_900002")
     folder = f"{tree}/source_4/images/2021_04_26_Batch1"
     assert first["channel_uris"] == [
-        f"{folder}/images/BR00117035__2021-05-02T16_02_51-Measurement1/{trees.phenix(name, 'A01', 1)}"
+        f"{folder}/images/BR00117035__2021-05-02T16_02_51-Measurement1/Images/{trees.phenix(name, 'A01', 1)}"
         for name in trees.CHANNELS
     ]
     assert first["illumination_uris"][0] == f"{folder}/illum/BR00117035/BR00117035_IllumDNA.npy"

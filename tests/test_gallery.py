@@ -238,6 +238,19 @@ def test_a_bad_row_is_quarantined(
     assert re.search(reason, row["reason"]), row["reason"]
 
 
+def test_channels_may_share_a_file_on_the_whole_plate(tmp_path: Path) -> None:
+    """JUMP's source_15 has one channel for ER and RNA."""
+
+    def share(rows: list[trees.Row]) -> None:
+        for row in rows:
+            row["FileName_OrigRNA"] = row["FileName_OrigER"]
+
+    found = import_rohban(rohban_tree(tmp_path, plates=["41744"], edit=share))
+    assert (found.sites.num_rows, found.quarantine.num_rows) == (12, 0)
+    first = column(found, "channel_uris")[0]
+    assert first[1] == first[2]
+
+
 def drop(*names: str) -> Callable[[list[trees.Row]], object]:
     def edit(rows: list[trees.Row]) -> None:
         for row in rows:

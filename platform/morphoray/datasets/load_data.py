@@ -84,6 +84,7 @@ def _rows(batch: pa.Table, plate: str, locate: Callable[[str], str | None]) -> I
     by_channel = [_uris(batch, "Orig", channel, locate) for channel in CHANNELS]
     codes = [[_code(uri) for uri in uris] for uris in by_channel]
     usual = [_most_common(column) for column in codes]
+    shared = _most_common([_pattern(channels) for channels in zip(*by_channel, strict=True)])
     functions = zip(*(_uris(batch, "Illum", channel, locate) for channel in CHANNELS), strict=True)
     for row, (named, well, site, channels, functions_of) in enumerate(
         zip(plates, wells, sites, zip(*by_channel, strict=True), functions, strict=True)
@@ -95,7 +96,11 @@ def _rows(batch: pa.Table, plate: str, locate: Callable[[str], str | None]) -> I
             reason = f"Metadata_Well {well!r} is no well such as A01"
         elif not site:
             reason = "Metadata_Site is empty"
-        reason = reason or _wrong_files(channels, functions_of, [column[row] for column in codes], usual)
+        reason = (
+            reason
+            or _one_file(channels, shared)
+            or _wrong_files(channels, functions_of, [column[row] for column in codes], usual)
+        )
         yield Row(well_name(well), site.removesuffix(".0"), list(channels), list(functions_of), reason)
 
 
@@ -108,10 +113,6 @@ def _wrong_files(
     """What is wrong with the files that a row names, as far as their names tell."""
     if None in channels:
         return f"no file that can be read is named for channels: {_without(channels)}"
-    if len(set(channels)) < len(channels):
-        first = next(uri for uri in channels if channels.count(uri) > 1)
-        same = [name for name, uri in zip(CHANNELS, channels, strict=True) if uri == first]
-        return f"channels {' and '.join(same)} name one file"
     if swapped := [
         f"{name} is {code}, on the plate {often}"
         for name, code, often in zip(CHANNELS, codes, usual, strict=True)
@@ -121,6 +122,20 @@ def _wrong_files(
     if any(functions) and None in functions:
         return f"no illumination function is named for channels: {_without(functions)}"
     return None
+
+
+def _pattern(channels: Sequence[str | None]) -> str:
+    """Which channels have the same file: 01234 when each has its own, 01134 when RNA's is ER's."""
+    return "".join(str(channels.index(uri)) for uri in channels)
+
+
+def _one_file(channels: Sequence[str | None], shared: str | None) -> str | None:
+    """What is wrong when channels share a file, unless they do on the plate (as in JUMP's source_15)."""
+    if None in channels or len(set(channels)) == len(channels) or _pattern(channels) == shared:
+        return None
+    first = next(uri for uri in channels if channels.count(uri) > 1)
+    same = [name for name, uri in zip(CHANNELS, channels, strict=True) if uri == first]
+    return f"channels {' and '.join(same)} name one file"
 
 
 def _without(uris: Sequence[str | None]) -> str:
@@ -150,6 +165,6 @@ def _code(uri: str | None) -> str | None:
 
 
 def _most_common(codes: Sequence[str | None]) -> str | None:
-    """The code that more than half of the rows have."""
+    """What more than half of the rows have."""
     found = Counter(codes).most_common(1)
     return found[0][0] if found and 2 * found[0][1] > len(codes) else None

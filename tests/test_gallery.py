@@ -649,6 +649,10 @@ def test_rohban_and_jump_from_s3(
     assert storage.list_folders(jump_uri) == [
         f"{jump_uri}/{name}" for name in ("metadata", "source_13", "source_4", "source_8")
     ]
+    assert [Path(uri).name for uri in storage.list_folders(str(tmp_path / trees.JUMP))] == [
+        "metadata", "source_13", "source_4", "source_8",
+    ]  # fmt: skip
+    assert storage.list_folders(f"{root}/none") == storage.list_folders(str(tmp_path / "none")) == []
     found = import_rohban(rohban_uri, storage)
     assert column(found, "site_id") == column(local, "site_id")
     uris = column(found, "channel_uris")[0]

@@ -12,8 +12,10 @@ from morphoray.diffusion.bundle import Bundle, save_bundle
 from morphoray.diffusion.codec import CodecConfig, build_codec
 from morphoray.diffusion.conditioning import Denoiser, make_projection
 from morphoray.diffusion.presets import VELOCITY
+from morphoray.imaging.channels import find_mapping
 from morphoray.perturbations import ENCODERS
 from morphoray.perturbations.base import Perturbation
+from morphoray.perturbations.context import NO_CONTEXT, Context, context_state
 from morphoray.storage import Storage
 
 RESOLUTION = 32
@@ -28,13 +30,16 @@ SMILES = {
 CONTROL = "DMSO"
 
 
-def make_bundle(folder: Path) -> Path:
-    """Write the bundle into a new folder: 3 x 32 x 32 images, six compounds and the control DMSO."""
+def make_bundle(
+    folder: Path, channels: tuple[str, ...] = ("red", "green", "blue"), context: Context = NO_CONTEXT
+) -> Path:
+    """Write the bundle into a new folder: K x 32 x 32 images, six compounds and the control DMSO."""
     items = [Perturbation(name, "compound", smiles) for name, smiles in SMILES.items()]
     items.append(Perturbation(CONTROL, "control", "CS(C)=O", is_control=True))
     kind = ENCODERS["rdkit"]
     encoder = kind.fit(kind.options(clip=5.0), items, Storage())
-    codec = build_codec(CodecConfig(latent_channels=4, block_out_channels=(8, 16, 16)))
+    shape = {"latent_channels": 4, "block_out_channels": (8, 16, 16)}
+    codec = build_codec(CodecConfig(image_channels=len(channels), **shape))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         unet = UNet2DConditionModel(
@@ -49,10 +54,15 @@ def make_bundle(folder: Path) -> Path:
             attention_head_dim=8,
             norm_num_groups=8,
         )
-        spec = {"kind": "mlp", "vector_width": encoder.width, "token_width": 32, "tokens": 1, "hidden": 32}
+        width = encoder.width + context.width
+        spec = {"kind": "mlp", "vector_width": width, "token_width": 32, "tokens": 1, "hidden": 32}
         denoiser = Denoiser(unet, make_projection(spec))
     bundle = Bundle(denoiser.eval(), codec.eval(), DDPMScheduler.from_config(VELOCITY))
     bundle.manifest = manifest(items, encoder.name, encoder.state())
+    if len(channels) != 3:  # the others have the mapping's name alone, as bundles of earlier versions
+        mapping = find_mapping(channels, channels, "")
+        bundle.manifest |= {"mapping": mapping.model_dump(mode="json"), "channels": list(channels)}
+    bundle.manifest["condition"] |= context_state(context)
     folder.mkdir(parents=True)
     save_bundle(bundle, dict(denoiser.state_dict()), folder)
     return folder

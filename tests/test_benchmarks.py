@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 from tinyrun import REAL_RAY
@@ -71,10 +72,49 @@ def test_generate(benchmarks: None, ray_cluster: None, tmp_path: Path) -> None:
     assert all(rate > 0 for rates in figures.rates.values() for rate in rates)
 
 
+def test_cohorts(benchmarks: None) -> None:
+    figures = module("cohorts").measure(images=20, width=32, columns=3, repeats=1)
+    assert all(rate > 0 for rates in figures.rates.values() for rate in rates)
+    assert figures.difference < 1e-6
+
+
 def test_memory(benchmarks: None, tmp_path: Path) -> None:
     peaks = module("memory").measure(tmp_path, sites=4, sites_per_part=2)
     assert 0 < peaks.driver_mib < peaks.all_mib
     assert 0 < peaks.actor_mib < peaks.all_mib
+
+
+def test_imports(benchmarks: None, tmp_path: Path) -> None:
+    imports = module("imports")
+    lines = list(imports.metadata(126_000))
+    assert len(lines) == 126_001
+    assert len({line.split(",")[0] for line in lines}) == 126_001
+    assert len({line.split(",")[4] for line in lines[1:125_665]}) == 51  # RxRx1 has some wells less
+    cost = imports.measure(tmp_path, rows=2000)
+    assert cost.cpu_s > 0 and 50 < cost.peak_mib < 1000
+
+
+@pytest.mark.parametrize(
+    ("channels", "sets", "sites"), [(6, 8, 24), (5, 1, 1), (3, 4, 12), (1, 4, 12), (4, 0, 0)]
+)
+def test_codec_has_real_fields_of_each_number_of_channels(
+    benchmarks: None, real_data: Path, channels: int, sets: int, sites: int
+) -> None:
+    codec = module("codec")
+    found = codec.real_fields(real_data, channels)
+    assert (len(found), sum(len(fields.images) for fields in found)) == (sets, sites)
+    for fields in found:
+        assert fields.images.shape[1:] == (channels, 512, 512) and len(fields.channels) == channels
+        assert (np.ptp(fields.images, axis=(2, 3)) > 20).all()
+        told = codec.field_row(fields, fields.images // 2 * 2)
+        assert all(f"{name} " in told for name in fields.channels)
+
+
+def test_the_jump_field_keeps_its_order_of_stains(benchmarks: None, real_data: Path) -> None:
+    """Nuclei are what DNA shows: bright in few places, unlike the cytoplasm's stains."""
+    field = module("codec").jump_field(real_data)
+    shares = dict(zip(field.channels, (field.images[0] > 60).mean(axis=(1, 2)), strict=True))
+    assert min(shares, key=shares.__getitem__) == "dna"
 
 
 def test_sd(benchmarks: None, tmp_path: Path) -> None:

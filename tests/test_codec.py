@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from morphoray.config import BundleConfig
+from morphoray.config import BundleConfig, RunConfig, build
 from morphoray.diffusion.bundle import new_bundle
 from morphoray.diffusion.codec import (
     WEIGHTS,
     CodecConfig,
     build_codec,
+    channel_psnr,
     decode_latents,
     encode_posterior,
     load_codec,
@@ -36,6 +37,8 @@ from morphoray.errors import ConfigError, DataError, FingerprintError
 from morphoray.evaluation.networks import activations, efficientnet
 from morphoray.imaging.png import encode_png
 from morphoray.pipelines.codec import CodecRun, parse_codec_run, run_codec
+from morphoray.pipelines.layout import resolve
+from morphoray.pipelines.sites import import_sites
 from morphoray.training.codec_data import ImageCrops, SimulatedCrops, draw_bank
 from morphoray.training.codec_loop import CodecTraining, calibrate, train_codec
 
@@ -208,8 +211,8 @@ def short(**changes: object) -> CodecTraining:
     return CodecTraining(**values | {"feature_weight": 1.0, "checkpoint_every": 2, "log_every": 2} | changes)
 
 
-@pytest.mark.parametrize("channels", [3, 4, 5, 6])
-def test_three_to_six_channels_train(channels: int, bank: Bank, tmp_path: Path) -> None:
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 6])
+def test_one_to_six_channels_train(channels: int, bank: Bank, tmp_path: Path) -> None:
     data = SimulatedCrops(bank, 2, channels, resolution=32)
     codec = build_codec(CodecConfig(image_channels=channels, **SMALL))
     before = codec.decoder.conv_out.weight.detach().clone()
@@ -280,6 +283,20 @@ def test_statistics_are_scaled_by_their_deviation_over_real_images() -> None:
     assert loss(levels[:1] + 0.1, levels[:1]).item() == pytest.approx(expected.item(), rel=1e-4)
 
 
+def test_statistics_of_each_channel_are_those_of_it_alone() -> None:
+    real = torch.rand(6, 5, 32, 32, generator=torch.Generator().manual_seed(0)) - 0.5
+    made = real[:2] * 0.7
+    together = StatisticsLoss(layers_by_hand, 1.0, real)(made, real[:2])
+    alone = [StatisticsLoss(layers_by_hand, 1.0, real[:, [k]])(made[:, [k]], real[:2, [k]]) for k in range(5)]
+    grey = [
+        StatisticsLoss(layers_by_hand, 1.0, real[:, [k, k, k]])(made[:, [k, k, k]], real[:2, [k, k, k]])
+        for k in range(5)
+    ]
+    torch.testing.assert_close(alone, grey)
+    # The scales' floor is a share of their mean, here over all channels: alike but for noise.
+    assert together.item() == pytest.approx(torch.stack(alone).mean().item(), rel=0.02)
+
+
 def test_training_with_statistics_and_noise_resumes_exactly(bank: Bank, tmp_path: Path) -> None:
     data = SimulatedCrops(bank, 2, resolution=32)
     settings = short(statistics_weight=1.0, statistics_crop=24, latent_noise=0.3, adversarial_weight=0)
@@ -325,6 +342,51 @@ def test_batches_are_functions_of_seed_and_step(bank: Bank) -> None:
 def test_images_too_small_are_named() -> None:
     with pytest.raises(DataError, match="1 smaller than 64 px"):
         ImageCrops([np.zeros((3, 64, 64), np.uint8), np.zeros((3, 40, 64), np.uint8)], 2)
+
+
+def test_psnr_of_each_channel() -> None:
+    images = np.full((2, 3, 4, 4), 100, np.uint8)
+    made = images.copy()
+    made[:, 1] += 1
+    made[:, 2] += 10
+    assert channel_psnr(images, made) == [
+        np.inf,
+        *(pytest.approx(10 * np.log10(255**2 / e)) for e in (1, 100)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("channels", "mapping", "names"),
+    [(5, "identity", None), (2, ["mito", "dna"], None), (1, ["a"], ["a", "b", "c", "d", "e"])],
+)
+def test_a_codec_run_on_sites(channels: int, mapping: object, names: object, tmp_path: Path) -> None:
+    options = {"channels": 5, "perturbations": ["caffeine"], "held_out_perturbations": [], "size": 64}
+    options |= {"experiments": 1, "held_out_experiments": 0, "sites_per_well": 4}
+    run = {"run_dir": str(tmp_path / "data"), "dataset": {"name": "simulated", **options}}
+    import_sites(resolve(build(RunConfig, run, "test")))
+    data = {
+        "kind": "sites",
+        "source": str(tmp_path / "data/sites/sites.parquet"),
+        "mapping": mapping,
+        "channels": names or ["dna", "er", "rna", "agp", "mito"],
+        "image": {"resolution": 32, "fit": "crop"},
+        "held_out": 2,
+    }
+    values = {
+        "run_dir": str(tmp_path / "run"),
+        "data": data,
+        "codec": {**SMALL, "image_channels": channels},
+        "training": {"max_steps": 2, "batch_size": 2, "statistics_weight": 1, "statistics_crop": 24},
+        "card_images": 4,
+    }
+    vae = Path(run_codec(parse_codec_run(json.dumps(values), "test")))
+    figures = read_card(vae)["figures"]["held_out"]
+    assert len(figures["channel_psnr_db"]) == channels
+    label = "+".join(str(number + 1) for number in range(channels))
+    assert figures["extractor"].startswith(f"efficientnet_lite0[{label}] clean-224 ")
+    del data["channels"]
+    with pytest.raises(ConfigError, match=r"data\.channels: .* has 5 files a site.*Name the 5 channels"):
+        run_codec(parse_codec_run(json.dumps(values | {"run_dir": str(tmp_path / "other")}), "test"))
 
 
 def test_half_precision_storage_round_trips(tmp_path: Path) -> None:

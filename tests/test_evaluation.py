@@ -222,6 +222,26 @@ def test_real_crops_of_two_perturbations_lie_above_the_floor(
     assert kids["other"].value > kids["floor"].value + 3 * kids["floor"].std / np.sqrt(10)
 
 
+def test_other_channels_than_three_are_seen_one_by_one(
+    lite0: features.TorchExtractor, rng: np.random.Generator
+) -> None:
+    names = ("dna", "er", "rna", "agp", "mito")
+    network = features.load_extractor("efficientnet_lite0", channels=names)
+    images = rng.integers(0, 256, (3, 5, 64, 64), dtype=np.uint8)
+    found = network(images)
+    assert found.shape == (3, network.width) == (3, 5 * lite0.width)
+    assert isinstance(network, features.ChannelExtractor)
+    for k, (name, part) in enumerate(network.columns().items()):
+        assert name == f"efficientnet_lite0[{names[k]}]"
+        assert name == features.load_extractor("efficientnet_lite0", channels=names[k : k + 1]).name
+        assert np.array_equal(found[:, part], lite0(np.repeat(images[:, k : k + 1], 3, axis=1)))
+    assert network.name == "efficientnet_lite0[dna+er+rna+agp+mito]"
+    assert (network.mode, network.weights_hash) == (lite0.mode, lite0.weights_hash)
+    with pytest.raises(DataError, match=r"expected \(N, 5, H, W\) with the channels dna, er"):
+        network(images[:, :4])
+    assert features.load_extractor("efficientnet_lite0", channels=names[:3]).name == "efficientnet_lite0"
+
+
 @pytest.mark.parametrize("images", [np.zeros((2, 1, 8, 8), np.uint8), np.zeros((2, 3, 8, 8), np.float32)])
 def test_features_refuse_other_images(lite0: features.TorchExtractor, images: np.ndarray) -> None:
     with pytest.raises(DataError, match=r"expected \(N, 3, H, W\) uint8"):

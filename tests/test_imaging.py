@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import struct
 import zlib
 from pathlib import Path
@@ -11,9 +12,16 @@ import pytest
 from PIL import Image
 
 from morphoray.errors import DataError
-from morphoray.imaging.channels import MAPPINGS, ChannelMapping
+from morphoray.imaging.channels import MAPPINGS, ChannelColour, ChannelMapping
 from morphoray.imaging.crops import VIEWS, crop, crop_positions, resize_square
-from morphoray.imaging.png import decode_image, decode_png, encode_png, grid
+from morphoray.imaging.png import (
+    decode_channels,
+    decode_image,
+    decode_png,
+    encode_image,
+    encode_png,
+    grid,
+)
 
 COLOURS = [(19, 0, 249), (42, 255, 31), (255, 0, 25), (45, 255, 252), (250, 0, 253), (254, 255, 40)]
 RANGES = [(0, 51), (0, 107), (0, 64), (0, 191), (0, 89), (0, 191)]
@@ -68,19 +76,19 @@ def test_rxrx1_rgb_equals_the_formula_on_real_images(real_data: Path) -> None:
 
 
 def test_mapping_sums_more_than_four_outputs() -> None:
-    table = np.random.default_rng(1).integers(0, 256, (2, 256, 6), dtype=np.uint8)
+    colours = (0, 50, 100, 150, 200, 255), (255, 0, 10, 90, 100, 255)
+    mapping = ChannelMapping(
+        name="six",
+        inputs=("a", "b"),
+        outputs=tuple("uvwxyz"),
+        colours=tuple(ChannelColour(colour=colour) for colour in colours),
+    )
     raw = np.random.default_rng(2).integers(0, 256, (2, 5, 7), dtype=np.uint8)
-    image = ChannelMapping("six", ("a", "b"), tuple("uvwxyz"), table).apply(raw)
-    sums = table[0][raw[0]].astype(int) + table[1][raw[1]]
-    np.testing.assert_array_equal(image, np.minimum(sums, 255).transpose(2, 0, 1))
-
-
-@pytest.mark.parametrize("name", ["rgb", "cell_painting"])
-def test_identity_mappings(name: str) -> None:
-    mapping = MAPPINGS[name]
-    raw = np.random.default_rng(0).integers(0, 256, (len(mapping.inputs), 4, 6), dtype=np.uint8)
-    np.testing.assert_array_equal(mapping.apply(raw), raw)
-    assert mapping.outputs == mapping.inputs
+    parts = [
+        (np.multiply.outer(np.array(colour), plane / 255)).astype(int)
+        for colour, plane in zip(colours, raw, strict=True)
+    ]
+    np.testing.assert_array_equal(mapping.apply(raw), np.minimum(parts[0] + parts[1], 255))
 
 
 @pytest.mark.parametrize("name", MAPPINGS)
@@ -224,6 +232,57 @@ def test_decode_gives_a_reason(data: bytes, reason: str) -> None:
         decode_image(data)
 
 
+@pytest.mark.parametrize("channels", [2, 5, 6])
+def test_a_stack_keeps_every_plane_and_its_name(channels: int) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (channels, 7, 9), dtype=np.uint8)
+    names = [f"α{number}" for number in range(channels)]
+    data = encode_image(image, names)
+    np.testing.assert_array_equal(decode_png(data), image)
+    assert decode_channels(data)[1] == tuple(names)
+    with Image.open(io.BytesIO(data)) as plain:  # what other programs see
+        assert (plain.mode, plain.size) == ("L", (9, 7 * channels))
+        np.testing.assert_array_equal(np.asarray(plain).reshape(channels, 7, 9), image)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_one_and_three_channels_are_a_plain_png(channels: int) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (channels, 7, 9), dtype=np.uint8)
+    assert encode_image(image, "abc"[:channels], 1) == encode_png(image, 1)
+    assert decode_channels(encode_png(image))[1] == ()
+
+
+def test_a_stack_needs_a_name_for_each_plane() -> None:
+    with pytest.raises(DataError, match=r"K names, K at most 64; found \(5, 4, 4\)"):
+        encode_image(np.zeros((5, 4, 4), np.uint8), ["dna", "er"])
+    with pytest.raises(DataError, match="K at most 64"):
+        encode_image(np.zeros((65, 4, 4), np.uint8), [str(number) for number in range(65)])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no JSON",
+        "[" * 100_000,
+        "{}",
+        '"dna"',
+        "[]",
+        '["dna"]',
+        '["dna", 1]',
+        '["dna", null]',
+        json.dumps(["x"] * 65),
+        '["a", "b", "c", "d", "e"]',  # 12 rows are no five planes
+    ],
+)
+def test_a_stack_that_tells_nonsense_is_a_data_error(text: str) -> None:
+    with pytest.raises(DataError, match="corrupt"):
+        decode_png(encode_png(np.zeros((1, 12, 4), np.uint8), text={"morphoray:channels": text}))
+
+
+def test_a_colour_image_is_no_stack() -> None:
+    with pytest.raises(DataError, match="no stack of 2 planes"):
+        decode_png(encode_png(np.zeros((3, 4, 4), np.uint8), text={"morphoray:channels": '["a", "b"]'}))
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_decode_raises_nothing_else_on_broken_bytes() -> None:
     """Cut or altered anywhere, an image is read or is a DataError."""
@@ -234,7 +293,8 @@ def test_decode_raises_nothing_else_on_broken_bytes() -> None:
     )
     jpeg = io.BytesIO()
     Image.fromarray(generator.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(jpeg, "JPEG")
-    for whole in (a_png(size=(20, 20)), tiff.getvalue(), jpeg.getvalue()):
+    stack = encode_image(generator.integers(0, 256, (5, 8, 8), dtype=np.uint8), "abcde")
+    for whole in (a_png(size=(20, 20)), stack, tiff.getvalue(), jpeg.getvalue()):
         for _ in range(150):
             broken = bytearray(whole)
             for place in generator.integers(0, len(whole), 3):
@@ -242,6 +302,8 @@ def test_decode_raises_nothing_else_on_broken_bytes() -> None:
             for data in (bytes(broken), whole[: generator.integers(0, len(whole))]):
                 with contextlib.suppress(DataError):
                     decode_image(data)
+                with contextlib.suppress(DataError):
+                    decode_png(data)
 
 
 def test_grid_by_hand() -> None:

@@ -460,6 +460,12 @@ def test_read_perturbations_text_and_csv(write: Write, tmp_path: Path) -> None:
         ("a.csv", "perturbation_id,is_control\nx,maybe\n", "expected True or False"),
         ("a.csv", "perturbation_id,smiles\nx\n", "row 1: 1 values, expected 2"),
         ("a.csv", b"\xff\xfex", "UTF-8"),
+        ("a.csv", "perturbation_id,cell_type\nx,U2OS\nx,U2OS\n", "row 2: perturbation 'x' appears twice"),
+        (
+            "a.csv",
+            "perturbation_id,cell_type,smiles\nx,U2OS,C\nx,,CC\n",
+            "row 2: perturbation 'x' differs from the one above in more than its context",
+        ),
     ],
 )
 def test_read_perturbations_gives_a_reason(name: str, text: str | bytes, reason: str, write: Write) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from bundles import CONTROL
 from morphoray import schema
-from morphoray.config import RunConfig
+from morphoray.config import RunConfig, ScreenConfig
 from morphoray.errors import ConfigError, DataError, FingerprintError
 from morphoray.imaging.png import decode_png
 from morphoray.screening.libraries import Molecule, library_fingerprint, read_library
@@ -205,4 +205,4 @@ def test_screen_needs_an_encoder_of_molecules() -> None:
     from morphoray.pipelines.screen import find_control
 
     with pytest.raises(ConfigError, match="'table', which has no vectors of new molecules"):
-        find_control({"condition": {"encoder": "table", "state": {}}}, None)
+        find_control({"condition": {"encoder": "table", "state": {}}}, ScreenConfig())

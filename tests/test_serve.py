@@ -18,12 +18,14 @@ import httpx
 import numpy as np
 import pytest
 
-from bundles import CONTROL, RESOLUTION, SMILES
+from bundles import CONTROL, RESOLUTION, SMILES, make_bundle
 from morphoray.errors import ConfigError
-from morphoray.imaging.png import decode_png
+from morphoray.imaging.channels import find_mapping
+from morphoray.imaging.png import decode_channels, decode_png, encode_png
 from morphoray.pipelines.serving import named_bundles
 
 ROOT = Path(__file__).resolve().parents[1]
+FIVE = ("dna", "er", "rna", "agp", "mito")
 TOKEN = "a-token-of-the-tests"
 pytestmark = pytest.mark.timeout(600)
 
@@ -40,10 +42,15 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def client(tiny_bundle: Path, log: Path) -> Iterator[httpx.Client]:
-    """A client, with the token, of a server with two names for one bundle; its end is tested as well."""
+def client(tiny_bundle: Path, log: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A client, with the token, of a server with two names for one bundle, and another of five channels.
+
+    The server's end is tested as well.
+    """
     port = free_port()
-    command = [sys.executable, "-m", "morphoray", "serve", f"a={tiny_bundle}", f"b={tiny_bundle}"]
+    five = make_bundle(tmp_path_factory.mktemp("bundles") / "five", FIVE)
+    bundles = [f"a={tiny_bundle}", f"b={tiny_bundle}", f"five={five}"]
+    command = [sys.executable, "-m", "morphoray", "serve", *bundles]
     environment = os.environ | {"MORPHORAY_SERVE_TOKEN": TOKEN, "RAY_USAGE_STATS_ENABLED": "0"}
     environment.pop("RAY_ADDRESS", None)
     with log.open("w") as output:
@@ -135,6 +142,19 @@ def test_concurrent_requests_share_a_batch_and_keep_their_images(client: httpx.C
     assert max(int(answer.headers["x-morphoray-batch"]) for answer in answers) > 2
 
 
+def test_five_channels_are_rgb_to_look_at_and_raw_on_request(client: httpx.Client) -> None:
+    wanted = {"bundle": "five", "perturbation_id": "aspirin", "seed": 3}
+    raw, names = decode_channels(one(client, **wanted, format="channels"))
+    assert names == FIVE and raw.shape == (5, RESOLUTION, RESOLUTION)
+    shown = find_mapping(FIVE, FIVE, "").render(raw)
+    assert close(one(client, **wanted), encode_png(shown))
+    answer = ask(client, **wanted, n=2, format="channels")
+    assert answer.json()["channels"] == list(FIVE)
+    assert [decode_png(image).shape for image in images(answer)] == [(5, RESOLUTION, RESOLUTION)] * 2
+    assert [decode_png(image).shape[0] for image in images(ask(client, **wanted, n=2))] == [3, 3]
+    assert one(client, perturbation_id="aspirin", format="channels") == one(client, perturbation_id="aspirin")
+
+
 def test_smiles_of_a_known_compound_has_its_vector_and_its_own_noise(client: httpx.Client) -> None:
     text = SMILES["caffeine"]
     body = ask(client, smiles=f" {text} ", concentration_um=1.5).json()
@@ -198,7 +218,7 @@ def test_token_is_needed(client: httpx.Client, given: str | bytes | None) -> Non
 
 def test_health_interface_page_and_bundles(client: httpx.Client) -> None:
     with httpx.Client(base_url=client.base_url, timeout=60) as stranger:
-        assert stranger.get("/healthz").json() == {"status": "ok", "bundles": ["a", "b"]}
+        assert stranger.get("/healthz").json() == {"status": "ok", "bundles": ["a", "b", "five"]}
         interface = stranger.get("/openapi.json").json()
         assert {"/v1/images", "/v1/bundles", "/healthz"} <= interface["paths"].keys()
         assert stranger.get("/docs").status_code == 200
@@ -209,7 +229,10 @@ def test_health_interface_page_and_bundles(client: httpx.Client) -> None:
     assert [(item["name"], item["encoder"], item["resolution"]) for item in listed] == [
         ("a", "rdkit", RESOLUTION),
         ("b", "rdkit", RESOLUTION),
+        ("five", "rdkit", RESOLUTION),
     ]
+    assert [item["channels"] for item in listed] == [["red", "green", "blue"]] * 2 + [list(FIVE)]
+    assert listed[2]["shown"].startswith("dna #1300f9, er #2aff1f")
     assert {item["perturbation_id"] for item in listed[0]["perturbations"]} == {*SMILES, CONTROL}
 
 

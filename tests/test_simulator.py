@@ -279,7 +279,7 @@ def test_the_tree_reads_as_rxrx1(tmp_path, small):
         ("lovastatin", "SIM-01", "train"),
         ("lovastatin", "SIM-02", "held_out_batch"),
         ("simvastatin", "SIM-01", "held_out_perturbation"),
-        ("simvastatin", "SIM-02", "held_out_perturbation"),
+        ("simvastatin", "SIM-02", "held_out_both"),
     }
     statin = next(row for row in rows if row["perturbation_id"] == "lovastatin")
     assert statin["smiles"] == library.COMPOUNDS["lovastatin"].smiles

@@ -41,6 +41,7 @@ def streaming(run_dir: str | Path, images: Path, codec: Path, **training: Any) -
     """A run in mode stream that fits two CPUs with two workers."""
     values = settings(run_dir, images, codec, mode="stream", **SMALL | training)
     values["encode"] |= {"cpus_per_actor": 0.5}
+    values["perturbations"] |= {"context": ["experiment"]}
     return values
 
 

@@ -187,6 +187,7 @@ def latents_table(ids: list[str], channels: int = 1) -> pa.Table:
         {
             "site_id": f"s{i}",
             "experiment": "e",
+            "cell_type": (None, "U2OS")[i % 2],
             "view": "identity",
             "crop": 0,
             "perturbation_id": name,
@@ -214,7 +215,7 @@ def test_latents_join_their_vectors() -> None:
     vectors = {"b": np.array([2.0, 2.0]), "a": np.array([1.0, 1.0])}
     parts = parts_of([latents_table(["a", "b"]), latents_table(["b"])], vectors)
     rows = parts.load([Span(0, 0, 2), Span(1, 0, 1)]).take(np.array([2, 0]))
-    latents, conditions = rows.sample(slice(0, 2), torch.ones(2, 1, 2, 2), 0.5)
+    latents, conditions = rows.sample(slice(0, 2), torch.ones(2, 1, 2, 2), 0.5, torch.tensor([False, False]))
     assert conditions.tolist() == [[2.0, 2.0], [1.0, 1.0]]
     # (mean + 1 x std) x 0.5 = mean for mean = std: the rows' own values.
     assert latents[1].flatten().tolist() == [0.0, 1.0, 2.0, 3.0]

@@ -36,7 +36,7 @@ def values(tmp_path_factory: pytest.TempPathFactory, codec_folder: Path) -> Iter
     folder = tmp_path_factory.mktemp("workers")
     made = settings(folder / "run", make_images(folder / "images"), codec_folder)
     made["data_dir"] = str(folder / "data")
-    made["perturbations"]["dropout"] = 0.2
+    made["perturbations"] |= {"dropout": 0.2, "context": ["experiment"], "context_dropout": 0.3}
     with connected():
         run_encode(run_of(made))
         yield made

@@ -1,30 +1,48 @@
-"""What the shipped codec keeps of real crops, beside principal components and the distance of the classes.
+"""What a codec keeps of real crops and of each channel of real fields, beside principal components.
 
-Fréchet distances (EfficientNet-Lite0 features, clean-fid's resizing) of reconstructions from the other half
-of a class's crops, at the same number of images; the floor is one half against the other. Needs the BBBC021
-crops under ../shared/data, or in the folder that MORPHORAY_TEST_DATA names; says so where they are absent.
+Of a codec of three channels (the shipped one): Fréchet distances (EfficientNet-Lite0 features, clean-fid's
+resizing) of reconstructions from the other half of a class's crops, at the same number of images; the floor
+is one half against the other. Of any: the PSNR of each channel of real fields with as many channels: RxRx1's
+sites (six: as they are, and each stretched; three: the paper's RGB; one or two: the first ones), and JUMP's
+field (five; each from its 0.1 to its 99.9 percentile, which is stated beside the figure). Needs the images
+under ../shared/data, or in the folder that MORPHORAY_TEST_DATA names; says so where they are absent.
 """
 
 import argparse
 import json
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from diffusers import AutoencoderKL
 
-from morphoray.diffusion.codec import load_codec, psnr, reconstruct
+from morphoray.datasets.reading import read_raw
+from morphoray.diffusion.codec import channel_psnr, load_codec, psnr, reconstruct
 from morphoray.diffusion.sources import shipped_codec
 from morphoray.evaluation.distances import CODEC, FLOOR, compare, frechet
 from morphoray.evaluation.features import Extractor, load_extractor
+from morphoray.imaging.channels import CELL_PAINTING_CHANNELS, ChannelMapping, find_mapping
+from morphoray.imaging.crops import resize_square
 from morphoray.imaging.png import decode_png
 from morphoray.seeds import numpy_generator
+from morphoray.storage import Storage
 from morphoray.training.codec_data import SimulatedCrops, draw_bank
 
 Uint8 = npt.NDArray[np.uint8]
 ROOT = Path(__file__).parents[2]
 SIDE, BLOCK = 64, 8
+FIELD = 512  # px: fields are resized to this side
+JUMP = {"dna": 5, "er": 4, "rna": 3, "agp": 1, "mito": 2}  # the number in a channel's file name
+PERCENTILES = (0.1, 99.9)
+RXRX1_MAPPINGS = {
+    6: ("identity", "rxrx1_channels"),
+    3: ("rxrx1_rgb",),
+    2: (("nuclei", "er"),),
+    1: (("nuclei",),),
+}
 
 
 def real_crops(folder: Path) -> dict[str, Uint8]:
@@ -37,6 +55,49 @@ def real_crops(folder: Path) -> dict[str, Uint8]:
         image = image[:, top : top + SIDE, top : top + SIDE]
         classes.setdefault(row["additional_feature"], []).append(image)
     return {name: np.stack(images) for name, images in classes.items()}
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Real fields (N, K, 512, 512) uint8, and how they came to their channels."""
+
+    title: str
+    channels: tuple[str, ...]
+    images: Uint8
+
+
+def real_fields(folder: Path, channels: int) -> list[Fields]:
+    """The real fields with so many channels; none for four."""
+    found = [
+        rxrx1_fields(folder, find_mapping(wanted, CELL_PAINTING_CHANNELS, "rxrx1_rgb"), sites.name)
+        for wanted in RXRX1_MAPPINGS.get(channels, ())
+        for sites in sorted((folder / "rxrx1-sample" / "images").iterdir())
+    ]
+    return [*found, jump_field(folder)] if channels == len(JUMP) else found
+
+
+def rxrx1_fields(folder: Path, mapping: ChannelMapping, experiment: str) -> Fields:
+    """The mapped sites of an experiment, one of each plate."""
+    sites = sorted((folder / "rxrx1-sample" / "images" / experiment).rglob("*_w1.png"))
+    files = [[str(first).replace("_w1.png", f"_w{c}.png") for c in range(1, 7)] for first in sites]
+    images = [mapping.apply(read_raw(each, Storage())) for each in files]
+    return Fields(f"{experiment}, {mapping.name}", mapping.outputs, np.stack(images))
+
+
+def jump_field(folder: Path) -> Fields:
+    """JUMP's field, 16 to 8 bits by each channel's percentiles, 1080 to 512 pixels."""
+    files = [f"{folder}/jump-sample/r01c01f01p01-ch{number}sk1fk1fl1.tiff" for number in JUMP.values()]
+    raw = read_raw(files, Storage()).astype(np.float64)
+    low, high = np.percentile(raw, PERCENTILES, axis=(1, 2), keepdims=True)
+    levels = ((raw - low) / (high - low) * 255).round().clip(0, 255).astype(np.uint8)
+    return Fields(f"JUMP, percentiles {PERCENTILES}", tuple(JUMP), resize_square(levels, FIELD)[None])
+
+
+def field_row(fields: Fields, made: Uint8) -> str:
+    """One line: the PSNR of all channels and of each."""
+    each = zip(fields.channels, channel_psnr(fields.images, made), strict=True)
+    told = "  ".join(f"{name} {value:.2f}" for name, value in each)
+    return f"{fields.title:32} {psnr(fields.images, made):6.2f} dB  N = {len(made)}  {told}"
 
 
 def to_blocks(images: Uint8) -> npt.NDArray[np.float32]:
@@ -72,7 +133,24 @@ def row(name: str, images: Uint8, made: Uint8, real: npt.NDArray[np.floating], n
     generator = numpy_generator("codec-benchmark")
     found = compare(real, {}, generator, reconstructed=network(made), repeats=5)
     distances = f"{found[CODEC].value:7.1f}  floor {found[FLOOR].value:6.1f}  N = {found[CODEC].n_a}"
-    return f"{name:32} {psnr(images, made):6.2f} dB  {distances}"
+    each = "/".join(f"{value:.1f}" for value in channel_psnr(images, made))
+    return f"{name:32} {psnr(images, made):6.2f} dB ({each})  {distances}"
+
+
+def print_crops(codec: AutoencoderKL, components: Components, crops: dict[str, Uint8], most: int) -> None:
+    """The table of the classes of crops."""
+    network = load_extractor("efficientnet_lite0")
+    features = {}
+    for name, images in crops.items():
+        images = images[numpy_generator("codec-benchmark", name).permutation(len(images))[:most]]
+        features[name] = network(images)
+        print(row(f"{name}: codec", images, reconstruct(codec, images), features[name], network), flush=True)
+        for count in (16, 32, 64):
+            made = components.reconstruct(images, count)
+            print(row(f"{name}: {count} components", images, made, features[name], network), flush=True)
+    first, second = features.values()
+    n = min(len(first), len(second)) // 2
+    print(f"between the classes: {frechet(first[:n], second[:n]).value:.1f}  N = {n}")
 
 
 def main() -> int:
@@ -83,23 +161,16 @@ def main() -> int:
     parser.add_argument("--vae", default=str(shipped_codec()), help="an autoencoder's folder")
     arguments = parser.parse_args()
     shared = os.environ.get("MORPHORAY_TEST_DATA", ROOT.parent / "shared" / "data")
-    data = Path(shared) / "bbbc021-crops" / "train"
-    if not data.is_dir():
-        print(f"codec: skipped, {data} is missing (set MORPHORAY_TEST_DATA)")
+    if not (Path(shared) / "rxrx1-sample").is_dir():
+        print(f"codec: skipped, {shared} has no real images (set MORPHORAY_TEST_DATA)")
         return 0
-    network = load_extractor("efficientnet_lite0")
-    codec, components = load_codec(arguments.vae), Components(arguments.fields, 400)
-    features = {}
-    for name, images in real_crops(data).items():
-        images = images[numpy_generator("codec-benchmark", name).permutation(len(images))[: arguments.most]]
-        features[name] = network(images)
-        print(row(f"{name}: codec", images, reconstruct(codec, images), features[name], network), flush=True)
-        for count in (16, 32, 64):
-            made = components.reconstruct(images, count)
-            print(row(f"{name}: {count} components", images, made, features[name], network), flush=True)
-    first, second = features.values()
-    n = min(len(first), len(second)) // 2
-    print(f"between the classes: {frechet(first[:n], second[:n]).value:.1f}  N = {n}")
+    codec = load_codec(arguments.vae)
+    channels = int(codec.config.in_channels)
+    for fields in real_fields(Path(shared), channels):
+        print(field_row(fields, reconstruct(codec, fields.images, batch_size=1)), flush=True)
+    if channels == 3:
+        components = Components(arguments.fields, 400)
+        print_crops(codec, components, real_crops(Path(shared) / "bbbc021-crops" / "train"), arguments.most)
     return 0
 
 

@@ -5,7 +5,7 @@ of Ray's workers and of the codec, is printed apart.
 """
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +27,11 @@ from morphoray.config import RunConfig
 from morphoray.datasets.reading import read_raw
 from morphoray.diffusion.bundle import vae_for
 from morphoray.diffusion.codec import encode_posterior
-from morphoray.imaging.channels import MAPPINGS
 from morphoray.imaging.crops import VIEWS
 from morphoray.pipelines.cluster import connected, use_threads
 from morphoray.pipelines.codecs import local_bundle_config
 from morphoray.pipelines.encode import (
     EncodePart,
-    ReadPlan,
     encode,
     read_part,
     read_plan,
@@ -100,10 +98,9 @@ def _elsewhere(config: RunConfig, folder: Path) -> RunConfig:
 
 def _stages(config: RunConfig, sites: int) -> dict[str, float]:
     """Milliseconds a site of each step of one part, in this process, one after the other, on one thread."""
-    plan = ReadPlan(config.image, 1, config.seed)
+    plan = replace(read_plan(config), threads=1)
     storage, table = dataset_of(config)[2], read_sites(config).slice(0, sites)
     uris = table["channel_uris"].to_pylist()
-    mapping = MAPPINGS[config.image.mapping or ""]
     raw = [read_raw(each, storage) for each in uris]
     part = {"part": 0, "sites": pack(table)}
     read = read_part(part, plan, storage)
@@ -115,7 +112,7 @@ def _stages(config: RunConfig, sites: int) -> dict[str, float]:
     seconds = {
         "files": seconds_of(lambda: [storage.read_bytes(uri) for site in uris for uri in site]),
         "files and PNG": seconds_of(lambda: [read_raw(each, storage) for each in uris]),
-        "map": seconds_of(lambda: [mapping.apply(pixels) for pixels in raw]),
+        "map": seconds_of(lambda: [plan.mapping.apply(pixels) for pixels in raw]),
         "reading task": seconds_of(lambda: read_part(part, plan, storage)),
         "VAE": seconds_of(lambda: [encode_posterior(codec, each, size) for each in images]),
         "encoding actor": seconds_of(lambda: actor(read)),

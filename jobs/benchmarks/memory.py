@@ -39,7 +39,7 @@ def measure(folder: Path, sites: int, sites_per_part: int) -> Peaks:
         folder,
         sites,
         dataset={"size": 64, "channels": 3},
-        image={"resolution": 64, "crops": 1, "mapping": "rgb"},
+        image={"resolution": 64, "crops": 1},
         encode={"sites_per_part": sites_per_part, "views": ["identity"], "splits": None},
     )
     command = [sys.executable, "-m", "morphoray", "encode", f"{config.run_dir}/config.yaml"]

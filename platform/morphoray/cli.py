@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from morphoray import __version__
-from morphoray.errors import MorphorayError
+from morphoray.errors import ConfigError, MorphorayError
 
 if TYPE_CHECKING:
     from morphoray.config import RunConfig
@@ -82,6 +82,16 @@ def _add_data(commands: Any) -> None:
     importer.add_argument("name", metavar="DATASET", help="rxrx1, rohban, jump, imagefolder or simulated")
     importer.add_argument("source", metavar="SOURCE", help="where it lies; simulated: where to write it")
     importer.add_argument("dest", metavar="DEST", help="the run_dir that gets sites/sites.parquet")
+    importer.add_argument(
+        "--limit", type=int, metavar="N", help="at most N sites, evenly spaced over what the filter keeps"
+    )
+    importer.add_argument(
+        "--filter",
+        action="append",
+        default=[],
+        metavar="COLUMN=VALUE[,VALUE]",
+        help="keep the sites with one of these values; may be repeated",
+    )
     _common(importer, _import)
 
 
@@ -155,10 +165,12 @@ def _import(arguments: argparse.Namespace) -> None:
 
     from morphoray.config import parse
 
-    values = {
-        "run_dir": arguments.dest,
-        "dataset": {"name": arguments.name, "source": arguments.source},
-    }
+    dataset: dict[str, Any] = {"name": arguments.name, "source": arguments.source}
+    if arguments.limit is not None:
+        dataset["limit"] = arguments.limit
+    if arguments.filter:
+        dataset["filter"] = _filter(arguments.filter)
+    values = {"run_dir": arguments.dest, "dataset": dataset}
     config = parse(yaml.safe_dump(values), "data import", arguments.set)
     if arguments.dry_run:
         _dry_run(config)
@@ -166,6 +178,16 @@ def _import(arguments: argparse.Namespace) -> None:
     from morphoray.pipelines.run import run_import
 
     run_import(config)
+
+
+def _filter(conditions: Sequence[str]) -> dict[str, list[str]]:
+    wanted: dict[str, list[str]] = {}
+    for condition in conditions:
+        column, separator, values = condition.partition("=")
+        if not separator or not column or not values:
+            raise ConfigError(f"--filter {condition}: expected column=value[,value], for one plate=P1,P2")
+        wanted.setdefault(column, []).extend(values.split(","))
+    return wanted
 
 
 def _encode(arguments: argparse.Namespace) -> None:

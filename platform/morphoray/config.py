@@ -42,9 +42,10 @@ class DatasetConfig(BaseModel):
 
 
 class ImageConfig(Section):
-    """From raw pixels to the model's image: 3 x resolution x resolution, uint8."""
+    """From raw pixels to the model's image: K x resolution x resolution, uint8."""
 
-    mapping: str | None = None  # None: the dataset's own
+    # A name, `identity`, channels in the order wanted, or a mapping written out; None: the dataset's own.
+    mapping: str | tuple[str, ...] | dict[str, Any] | None = None
     resolution: int = Field(512, ge=8, multiple_of=8)
     fit: Literal["resize", "crop"] = "resize"  # the largest centred square, resized; or cut out at scale
     scale_to: int | None = Field(None, ge=8)  # with crop: side the square is resized to before cutting
@@ -53,7 +54,6 @@ class ImageConfig(Section):
     illumination: Literal["raw", "stretched", "off"] = (
         "raw"  # divide raw pixels, or after a min-max to 8 bits
     )
-
     min_maximum: int | None = Field(None, ge=1, le=255)  # quarantine a site whose brightest pixel is below
 
     @model_validator(mode="after")
@@ -64,6 +64,9 @@ class ImageConfig(Section):
         if self.scale_to is not None and self.um_per_pixel is not None:
             raise ValueError("scale_to and um_per_pixel are two scales, expected one of them")
         return self
+
+
+ContextColumn = Literal["cell_type", "experiment"]
 
 
 class PerturbationsConfig(BaseModel):
@@ -77,11 +80,24 @@ class PerturbationsConfig(BaseModel):
     hidden: int = Field(256, ge=1)  # width of the learned projection's hidden layer
     dropout: float = Field(0.0, ge=0, le=1)  # share of conditions replaced by the null token in training
     max_bad_fraction: float = Field(0.1, ge=0, le=1)  # of the perturbations, without a vector
+    context: tuple[ContextColumn, ...] = ()  # further conditions
+    context_dropout: float = Field(0.1, ge=0, le=1)  # share of samples whose context training hides
 
     @property
     def options(self) -> dict[str, Any]:
         """The encoder's own keys, not validated yet."""
         return dict(self.model_extra or {})
+
+    def settings(self) -> dict[str, Any]:
+        """What a model depends on, as JSON values; runs without context keep what they stored before it."""
+        unused = set() if self.context else {"context", "context_dropout"}
+        return self.model_dump(mode="json", exclude=unused)
+
+    @model_validator(mode="after")
+    def _distinct_columns(self) -> "PerturbationsConfig":
+        if len(set(self.context)) != len(self.context):
+            raise ValueError(f"context must be distinct columns, found {list(self.context)}")
+        return self
 
 
 SHIPPED = "shipped"  # as bundle.source: the denoiser that comes with the package
@@ -224,6 +240,8 @@ class ScreenConfig(Section):
     out: str | None = None  # None: <run_dir>/screen
     extractor: str = "efficientnet_lite0"
     concentration_um: float | None = None
+    cell_type: str | None = None  # context of every image, the control's too; None: the mixture of all
+    experiment: str | None = None
 
 
 class RunConfig(Section):

@@ -31,7 +31,7 @@ SITES = pa.schema(
         pa.field("illumination_uris", pa.list_(pa.string())),  # .npy files, one a channel
         pa.field("intensity_ranges", pa.list_(pa.float64())),  # low, high a channel; null: imaging.intensity
         pa.field("pixel_size_um", pa.float64()),
-        pa.field("split", pa.string(), nullable=False),  # train | held_out_batch | held_out_perturbation
+        pa.field("split", pa.string(), nullable=False),  # one of datasets.splits
     ]
 )
 
@@ -47,12 +47,14 @@ QUARANTINE = pa.schema(
 IMAGES = pa.schema(
     [
         pa.field("perturbation_id", pa.string(), nullable=False),
+        pa.field("cell_type", pa.string()),  # the context asked for, like experiment; null: none
+        pa.field("experiment", pa.string()),
         pa.field("index", pa.int32(), nullable=False),
         pa.field("seed", pa.int64(), nullable=False),
         pa.field("sampler", pa.string(), nullable=False),
         pa.field("steps", pa.int32(), nullable=False),
         pa.field("guidance_scale", pa.float32(), nullable=False),
-        pa.field("image", pa.binary(), nullable=False),  # PNG bytes
+        pa.field("image", pa.binary(), nullable=False),  # PNG, as imaging.png.encode_image writes it
         pa.field("bundle_fingerprint", pa.string(), nullable=False),
     ]
 )
@@ -94,6 +96,7 @@ def latents(channels: int, height: int, width: int) -> pa.Schema:
         [
             pa.field("site_id", pa.string(), nullable=False),
             pa.field("experiment", pa.string(), nullable=False),
+            pa.field("cell_type", pa.string()),
             pa.field("view", pa.string(), nullable=False),
             pa.field("crop", pa.int32(), nullable=False),
             pa.field("latent_mean", tensor, nullable=False),

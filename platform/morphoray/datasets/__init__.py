@@ -1,19 +1,31 @@
 """The registry of datasets: importers from what users have to SITES. A new one is a module and a line."""
 
-from morphoray.datasets import imagefolder, jump, rohban, rxrx1, simulated
+from morphoray.datasets import gallery, imagefolder, jump, rohban, rxrx1, simulated
 from morphoray.datasets.base import Dataset
 from morphoray.errors import ConfigError
-from morphoray.imaging.channels import CELL_PAINTING_CHANNELS, GALLERY_CHANNELS
+from morphoray.imaging.channels import CELL_PAINTING_CHANNELS
 
 DATASETS: dict[str, Dataset] = {
-    "rxrx1": Dataset("rxrx1", rxrx1.Rxrx1Options, rxrx1.read, CELL_PAINTING_CHANNELS, "rxrx1_rgb"),
-    "rohban": Dataset("rohban", rohban.RohbanOptions, rohban.read, GALLERY_CHANNELS, "rohban_rgb"),
-    "jump": Dataset("jump", jump.JumpOptions, jump.read, GALLERY_CHANNELS, "rohban_rgb"),
+    "rxrx1": Dataset(
+        "rxrx1",
+        rxrx1.Rxrx1Options,
+        rxrx1.read,
+        CELL_PAINTING_CHANNELS,
+        "rxrx1_rgb",
+        lambda options: rxrx1.channel_names(options.channels),
+    ),
+    "rohban": Dataset("rohban", rohban.RohbanOptions, rohban.read, gallery.CHANNEL_NAMES, "rohban_rgb"),
+    "jump": Dataset("jump", jump.JumpOptions, jump.read, gallery.CHANNEL_NAMES, "rohban_rgb"),
     "imagefolder": Dataset(
         "imagefolder", imagefolder.ImagefolderOptions, imagefolder.read, ("red", "green", "blue"), "rgb"
     ),
     "simulated": Dataset(
-        "simulated", simulated.SimulatedOptions, simulated.read, CELL_PAINTING_CHANNELS, "rxrx1_rgb"
+        "simulated",
+        simulated.SimulatedOptions,
+        simulated.read,
+        CELL_PAINTING_CHANNELS,
+        "rxrx1_rgb",
+        lambda options: simulated.channel_names(options.channels),
     ),
 }
 

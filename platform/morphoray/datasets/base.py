@@ -1,16 +1,22 @@
-"""What every importer offers and returns, and the tables that importers build alike."""
+"""What every importer offers and returns, and the steps that all of them take from rows to SITES."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel
 
+from morphoray.datasets import selection, splits
+from morphoray.datasets.files import missing_files
+from morphoray.datasets.options import ImportOptions, SelectionOptions
+from morphoray.datasets.summary import describe
 from morphoray.errors import DataError
 from morphoray.schema import QUARANTINE, SITES, conform
 from morphoray.storage import Storage
+
+_FILES = {"channel_uris": "channel files", "illumination_uris": "illumination functions"}
 
 
 @dataclass(frozen=True)
@@ -27,14 +33,20 @@ class Dataset:
     """A registry entry.
 
     `channels` names the files of a site in the order of channel_uris (or the planes of its one file);
-    `mapping` is the default channel mapping.
+    `channels_in`: the same under given options, where these choose the files.
+    `mapping` is the default channel mapping, for sites whose channels it takes.
     """
 
     name: str
-    options: type[BaseModel]
+    options: type[SelectionOptions]
     read: Callable[[str, Storage, Any], Imported]
     channels: tuple[str, ...]
     mapping: str
+    channels_in: Callable[[Any], tuple[str, ...]] | None = None
+
+    def channel_names(self, options: Any) -> tuple[str, ...]:
+        """The channels of a site under these options, in the order of its files."""
+        return self.channels if self.channels_in is None else self.channels_in(options)
 
 
 @dataclass(frozen=True)
@@ -46,54 +58,89 @@ class Rejected:
     reason: str
 
 
-def imported(
-    name: str, columns: Mapping[str, Any], rejected: Sequence[Rejected], notes: Sequence[str] = ()
-) -> Imported:
-    """Imported from SITES' columns (lists or arrays of one length; an absent one is null) and rejected sites.
-
-    Raises DataError when no site is left, or none to train on.
-    """
+def sites_table(columns: Mapping[str, Any]) -> pa.Table:
+    """A table of SITES' columns but `split`, from lists or arrays of one length; an absent one is null."""
     count = len(columns["site_id"])
     arrays = {
-        field.name: _array(columns[field.name], field.type)
-        if field.name in columns
-        else pa.nulls(count, field.type)
+        field.name: pa.nulls(count, field.type) if field.name not in columns else _array(columns, field)
         for field in SITES
+        if field.name != "split"
     }
-    sites = conform(pa.table(arrays), SITES, f"sites of {name}")
-    rows = [{"stage": "import", **vars(row)} for row in rejected]
+    return pa.table(arrays)
+
+
+def _array(columns: Mapping[str, Any], field: pa.Field) -> Any:
+    values = columns[field.name]
+    return values if isinstance(values, pa.ChunkedArray) else pa.array(values, field.type)
+
+
+def select(sites: pa.Table, options: ImportOptions, storage: Storage) -> tuple[pa.Table, list[str]]:
+    """The rows that the filter and then the limit keep, with the column `split`; notes for the summary.
+
+    Names in the options are looked for in all of `sites`, and shares are taken of what the filter keeps, so
+    that a limit changes no site's split. Raises ConfigError for options that match nothing.
+    """
+    splits.check_names(sites, options)
+    known = sites["perturbation_id"].unique().to_pylist()
+    listed, notes = splits.held_out(options.held_out_perturbations, known, storage, splits.ids_by_gene(sites))
+    kept = selection.keep(sites, options.filter)
+    split, more = splits.assign(kept, options, listed)
+    chosen = selection.thin(kept.append_column("split", split), options.limit)
+    if len(chosen) < len(sites):
+        notes.append(f"selected: {len(chosen)} of {len(sites)} sites, by filter ({len(kept)}) and limit")
+    return chosen, [*notes, *more]
+
+
+def imported(
+    name: str,
+    sites: pa.Table,
+    options: ImportOptions,
+    storage: Storage,
+    rejected: Sequence[Rejected] = (),
+    notes: Sequence[str] = (),
+    files: Sequence[str] = (),
+) -> Imported:
+    """Imported from selected sites and those rejected before; `files` names a site's files in the reasons.
+
+    Sites that lack a file are quarantined. Where all lack all, the images are elsewhere: SITES keeps its
+    rows, and the summary says it. Raises DataError when no site is left, or none to train on.
+    """
+    bad, more = list(rejected), list(notes)
+    if options.check_files and len(sites):
+        lacking, imageless = _lacking(sites, storage, files)
+        if imageless == len(sites):
+            first = lacking[0].uri
+            more.append(f"missing files: all {len(sites)} sites lack all their images, the first {first}")
+        else:
+            bad += [lacking[row] for row in sorted(lacking)]
+            sites = sites.filter(np.isin(np.arange(len(sites)), list(lacking), invert=True))
+            more.append(f"missing files: {f'{len(lacking)} sites lack one' if lacking else 'none'}")
+    rows = [{"stage": "import", **vars(row)} for row in bad]
     quarantine = pa.Table.from_pylist(rows, schema=QUARANTINE)
-    if count == 0:
-        first = (
-            f"; the first: {rejected[0].uri or rejected[0].item}: {rejected[0].reason}" if rejected else ""
-        )
-        raise DataError(f"{name}: no site could be imported, {len(rejected)} were rejected{first}")
-    if not pc.any(pc.equal(sites["split"], "train")).as_py():
-        raise DataError(f"{name}: all {count} sites are held out, none is left to train on")
-    return Imported(sites, quarantine, _summary(name, sites, quarantine, notes))
+    if not len(sites):
+        first = f"; the first: {bad[0].uri or bad[0].item}: {bad[0].reason}" if bad else ""
+        raise DataError(f"{name}: no site could be imported, {len(bad)} were rejected{first}")
+    if not pc.any(pc.equal(sites["split"], splits.TRAIN)).as_py():
+        raise DataError(f"{name}: all {len(sites)} sites are held out, none is left to train on")
+    settled, unseen = splits.settle(sites)
+    table = conform(settled, SITES, f"sites of {name}")
+    return Imported(table, quarantine, describe(name, table, quarantine, [*more, *unseen]))
 
 
-def _array(values: Any, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:
-    return values if isinstance(values, pa.ChunkedArray) else pa.array(values, kind)
-
-
-def _summary(name: str, sites: pa.Table, quarantine: pa.Table, notes: Sequence[str]) -> str:
-    distinct = {
-        column: pc.count_distinct(sites[column]).as_py()
-        for column in ("experiment", "plate", "perturbation_id")
-    }
-    plates = sites.group_by(["experiment", "plate"]).aggregate([]).num_rows
-    controls = pc.sum(sites["is_control"]).as_py() or 0
-    lines = [
-        f"{name}: {sites.num_rows} sites, {quarantine.num_rows} quarantined",
-        f"  experiments: {distinct['experiment']}, plates: {plates}",
-        f"  perturbations: {distinct['perturbation_id']}, control sites: {controls}",
-    ]
-    for column, label in (("split", "split"), ("cell_type", "cell types")):
-        counts = sites[column].drop_null().value_counts().to_pylist()
-        if counts:
-            parts = sorted(f"{row['values']} {row['counts']}" for row in counts)
-            lines.append(f"  {label}: {', '.join(parts)}")
-    reasons = quarantine["reason"].value_counts().to_pylist()
-    lines += [f"  quarantined: {row['counts']} x {row['values']}" for row in reasons]
-    return "\n".join([*lines, *(f"  {note}" for note in notes)])
+def _lacking(sites: pa.Table, storage: Storage, files: Sequence[str]) -> tuple[dict[int, Rejected], int]:
+    """The sites that lack a file, by row, and how many of them lack all their images."""
+    found: dict[int, Rejected] = {}
+    imageless = 0
+    for column, what in _FILES.items():
+        for row, places, uri in missing_files(sites, storage, column):
+            count = len(sites[column][row])
+            names = ", ".join(files[place] if place < len(files) else str(place + 1) for place in places)
+            reason = "missing file" if count == 1 else f"missing {what}: {names}"
+            imageless += column == "channel_uris" and len(places) == count
+            first = found.get(row)
+            found[row] = (
+                Rejected(first.item, first.uri, f"{first.reason}; {reason}")
+                if first
+                else Rejected(sites["site_id"][row].as_py(), uri, reason)
+            )
+    return found, imageless

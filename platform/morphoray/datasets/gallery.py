@@ -7,20 +7,21 @@ workspace/load_data_csv/<batch>/<plate>/load_data_with_illum.parquet, .csv.gz or
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, model_validator
 
-from morphoray.datasets import splits
-from morphoray.datasets.base import Imported, Rejected, imported
-from morphoray.datasets.load_data import CHANNELS, read_rows
+from morphoray.datasets.base import Imported, Rejected, imported, select, sites_table
+from morphoray.datasets.load_data import CHANNELS, Row, read_rows
+from morphoray.datasets.options import ImportOptions
+from morphoray.datasets.selection import unknown
 from morphoray.errors import ConfigError, DataError
 from morphoray.perturbations.base import Perturbation
-from morphoray.schema import SITES
+from morphoray.schema import PERTURBATION_FIELDS
 from morphoray.storage import Storage, absolute, join
 
+CHANNEL_NAMES = tuple(name.lower() for name in CHANNELS)  # of the files in channel_uris
 BUCKET = (  # how the tables name the gallery's bucket
     "/home/ubuntu/bucket/",
     "s3://cellpainting-gallery/",
@@ -33,31 +34,36 @@ _TABLES = tuple(  # of a plate, the best first
     for kind in ("parquet", "csv.gz", "csv")
 )
 _THREADS = 8  # plates looked at together; each waits on object storage
-_COLUMNS = pa.schema([field for field in SITES if field.name != "split"])
+# What a Perturbation calls each of SITES' columns.
+_PERTURBATION = {field.name: field.name for field in PERTURBATION_FIELDS} | {"perturbation_kind": "kind"}
 
 Wells = Mapping[str, Perturbation | str | None]
 """What each well of a plate got: a perturbation, the reason why that isn't known, or None to leave it out."""
 
 
-class GalleryOptions(BaseModel):
+class GalleryOptions(ImportOptions):
     """What the importers of the gallery's projects have in common."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
 
     paths: dict[str, str] = Field(
         default_factory=dict,
         description="what the tables' paths begin with: what to read instead (the gallery's own: the source)",
     )
-    batches: tuple[str, ...] | None = Field(None, description="keep these; null: all")
-    plates: tuple[str, ...] | None = Field(None, description="keep these; null: all")
+    batches: tuple[str, ...] | None = Field(None, description="read these batches' tables; null: all")
+    plates: tuple[str, ...] | None = Field(None, description="read these plates' tables; null: all")
     controls: bool = Field(True, description="keep the control wells beside chosen perturbations")
     illumination: bool = Field(
         True, description="take the illumination functions along, which sites then need"
     )
-    held_out_experiments: tuple[str, ...] = ()
-    held_out_perturbations: tuple[str, ...] | str = Field((), description="ids, or a CSV perturbation,ood")
-    limit: int | None = Field(None, ge=1, description="at most so many sites, evenly spaced over the tables")
-    check_files: bool = Field(True, description="list the folders and quarantine sites that lack a file")
+    intensity: Literal["image"] | tuple[float, float] = Field(
+        "image",
+        description="what is 0 and 255 in every channel: each image's own percentiles, or [low, high]",
+    )
+
+    @model_validator(mode="after")
+    def _low_below_high(self) -> "GalleryOptions":
+        if self.intensity != "image" and not self.intensity[0] < self.intensity[1]:
+            raise ValueError(f"intensity: found {list(self.intensity)}, expected low < high")
+        return self
 
 
 @dataclass(frozen=True)
@@ -90,12 +96,6 @@ class Plate:
     pixel_size_um: float | None = None
 
 
-@dataclass(frozen=True)
-class _Found:
-    sites: pa.Table  # SITES without the split
-    rejected: list[Rejected]
-
-
 def find_project(source: str, storage: Storage, only: Sequence[str] | None = None) -> Project:
     """The sources in a project's folder, or the one whose folder SOURCE is; `only` keeps those of that name.
 
@@ -121,7 +121,7 @@ def choose(key: str, wanted: Sequence[str] | None, known: Collection[str]) -> li
     if wanted is None:
         return sorted(known)
     if absent := [name for name in wanted if name not in known]:
-        raise ConfigError(splits.unknown(key, absent, known))
+        raise ConfigError(unknown(key, absent, known))
     return sorted(set(wanted))
 
 
@@ -200,40 +200,26 @@ def import_plates(
     """
     locate = path_map(project, options.paths)
     with ThreadPoolExecutor(_THREADS) as threads:
-        read = list(threads.map(lambda plate: _read(name, plate, locate, options, storage), plates))
-        found = _thin(read, options.limit)
-        if options.check_files:
-            found = list(threads.map(lambda each: _check_files(each, storage), found))
-    sites = pa.concat_tables([each.sites for each in found])
-    rejected = [row for each in found for row in each.rejected]
-    known = sites["experiment"].unique().to_pylist()
-    choose("held_out_experiments", options.held_out_experiments, known)
-    ids = sites["perturbation_id"].to_pylist()
-    unseen, more = splits.held_out(options.held_out_perturbations, set(ids), storage)
-    columns: dict[str, Any] = {column: sites[column] for column in sites.column_names}
-    columns["split"] = splits.assign(
-        sites["experiment"].to_pylist(), ids, options.held_out_experiments, unseen
-    )
-    return imported(name, columns, rejected, [*notes, *_uncorrected(sites, options), *more])
+        found = list(threads.map(lambda plate: _read(name, plate, locate, options, storage), plates))
+    sites = pa.concat_tables([table for table, _ in found])
+    rejected = [row for _, rows in found for row in rows]
+    if not len(sites):
+        return imported(name, sites, options, storage, rejected)
+    chosen, more = select(sites, options, storage)
+    notes = [*notes, *_uncorrected(chosen, options), *more]
+    return imported(name, chosen, options, storage, rejected, notes, CHANNELS)
 
 
 def _read(
     name: str, plate: Plate, locate: Callable[[str], str], options: GalleryOptions, storage: Storage
-) -> _Found:
+) -> tuple[pa.Table, list[Rejected]]:
     """The sites of a plate; a row that can't be used is rejected with the reason, as is a whole table."""
     table = plate.table
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, tuple[Row, Perturbation]] = {}
     rejected: list[Rejected] = []
     try:
         if isinstance(plate.wells, str):
             raise DataError(plate.wells)
-        constant = {
-            "dataset": name,
-            "experiment": plate.experiment,
-            "plate": table.plate,
-            "cell_type": plate.cell_type,
-            "pixel_size_um": plate.pixel_size_um,
-        }
         for row in read_rows(table.uri, table.plate, locate, options.illumination, storage):
             found = plate.wells.get(row.well or "", f"no perturbation is known for well {row.well}")
             site_id = "__".join([plate.experiment, table.plate, row.well or "", row.site])
@@ -243,56 +229,35 @@ def _read(
             if isinstance(reason, str) or not isinstance(found, Perturbation):
                 rejected.append(Rejected(site_id, row.channels[0] or table.uri, str(reason)))
                 continue
-            rows[site_id] = {
-                **constant,
-                **_perturbation(found),
-                "site_id": site_id,
-                "well": row.well,
-                "site": row.site,
-                "channel_uris": row.channels,
-                "illumination_uris": row.functions if any(row.functions) else None,
-            }
+            rows[site_id] = (row, found)
     except DataError as error:
         item = "/".join([table.source, table.batch, table.plate])
-        return _Found(_COLUMNS.empty_table(), [Rejected(item, table.uri, str(error))])
-    return _Found(pa.Table.from_pylist(list(rows.values()), schema=_COLUMNS), rejected)
+        return sites_table({"site_id": []}), [Rejected(item, table.uri, str(error))]
+    return sites_table(_columns(name, plate, rows, options)), rejected
 
 
-def _perturbation(found: Perturbation) -> dict[str, Any]:
-    values = dict(vars(found))
-    return {"perturbation_kind": values.pop("kind"), **values}
-
-
-def _thin(found: Sequence[_Found], limit: int | None) -> list[_Found]:
-    """At most `limit` sites, evenly spaced over all plates."""
-    total = sum(len(each.sites) for each in found)
-    if limit is None or limit >= total:
-        return list(found)
-    chosen = np.arange(limit) * total // limit
-    starts = np.cumsum([0, *(len(each.sites) for each in found)])
-    return [
-        _Found(each.sites.take(chosen[(chosen >= start) & (chosen < stop)] - start), each.rejected)
-        for each, start, stop in zip(found, starts[:-1], starts[1:], strict=True)
-    ]
-
-
-def _check_files(found: _Found, storage: Storage) -> _Found:
-    """A plate's sites without those that lack an image or a function; each folder is listed once."""
-    columns = [found.sites[name].to_pylist() for name in ("channel_uris", "illumination_uris")]
-    folders = {uri.rpartition("/")[0] for column in columns for uris in column for uri in uris or ()}
-    there = {uri for folder in sorted(folders) for uri in storage.list_files(folder)}
-    complete, rejected = [], list(found.rejected)
-    for site_id, channels, functions in zip(found.sites["site_id"].to_pylist(), *columns, strict=True):
-        lacking = [
-            (f"missing {what}: {', '.join(names)}", uri)
-            for what, uris in (("channel files", channels), ("illumination functions", functions or ()))
-            if (names := [name for name, uri in zip(CHANNELS, uris, strict=False) if uri not in there])
-            for uri in [next(uri for uri in uris if uri not in there)]
-        ]
-        complete.append(not lacking)
-        if lacking:
-            rejected.append(Rejected(site_id, lacking[0][1], "; ".join(reason for reason, _ in lacking)))
-    return _Found(found.sites.filter(pa.array(complete, pa.bool_())), rejected)
+def _columns(
+    name: str, plate: Plate, rows: Mapping[str, tuple[Row, Perturbation]], options: GalleryOptions
+) -> dict[str, list[Any]]:
+    """SITES' columns of a plate's sites, which `rows` has by id."""
+    constant = {
+        "dataset": name,
+        "experiment": plate.experiment,
+        "plate": plate.table.plate,
+        "cell_type": plate.cell_type,
+        "pixel_size_um": plate.pixel_size_um,
+        "intensity_ranges": None if options.intensity == "image" else [*options.intensity] * len(CHANNELS),
+    }
+    found = [perturbation for _, perturbation in rows.values()]
+    return {
+        **{column: [value] * len(rows) for column, value in constant.items()},
+        "site_id": list(rows),
+        "well": [row.well for row, _ in rows.values()],
+        "site": [row.site for row, _ in rows.values()],
+        **{column: [getattr(item, own) for item in found] for column, own in _PERTURBATION.items()},
+        "channel_uris": [row.channels for row, _ in rows.values()],
+        "illumination_uris": [row.functions if any(row.functions) else None for row, _ in rows.values()],
+    }
 
 
 def _uncorrected(sites: pa.Table, options: GalleryOptions) -> list[str]:

@@ -1,28 +1,30 @@
 """The original project's input: a folder of PNG or JPEG images with metadata.jsonl (or metadata.csv)."""
 
+import io
+import itertools
 import json
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+import pyarrow as pa
+from pydantic import Field
 
-from morphoray.datasets import splits
-from morphoray.datasets.base import Imported, Rejected, imported
-from morphoray.errors import ConfigError, DataError
+from morphoray.datasets.base import Imported, Rejected, imported, select, sites_table
+from morphoray.datasets.options import ImportOptions
+from morphoray.datasets.tables import repeated
+from morphoray.errors import DataError
 from morphoray.perturbations.base import Perturbation, parse_float, read_csv, read_perturbations
 from morphoray.perturbations.table import normalise_id
 from morphoray.storage import Storage, absolute, join
 
+_BLOCK = 20_000  # rows of metadata held as Python objects at a time, some 40 MB
 _TEXT_FIELDS = ("plate", "well", "site", "cell_type", "moa", "smiles", "gene")
 NO_BATCH = "all"  # the experiment and plate of images whose metadata name none
 
 
-class ImagefolderOptions(BaseModel):
+class ImagefolderOptions(ImportOptions):
     """Options of the `imagefolder` importer."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     split: str = Field(
         "train", description="the subfolder with the metadata, unless the source itself has it"
@@ -37,12 +39,6 @@ class ImagefolderOptions(BaseModel):
         None, description="CSV or Parquet: perturbation_id, smiles, gene, moa, ..."
     )
     smiles: dict[str, str] = Field(default_factory=dict, description="SMILES by perturbation id")
-    held_out_experiments: tuple[str, ...] = ()
-    held_out_perturbations: tuple[str, ...] | str = Field((), description="ids, or a CSV perturbation,ood")
-    limit: int | None = Field(
-        None, ge=1, description="at most so many images, evenly spaced over the metadata"
-    )
-    check_files: bool = Field(True, description="list the folder and quarantine images that are missing")
 
 
 def read(source: str, storage: Storage, options: ImagefolderOptions) -> Imported:
@@ -52,25 +48,49 @@ def read(source: str, storage: Storage, options: ImagefolderOptions) -> Imported
     ConfigError for options that match nothing.
     """
     folder, rows = _read_metadata(absolute(source), options.split, storage)
-    if options.limit is not None and options.limit < len(rows):
-        rows = [rows[index * len(rows) // options.limit] for index in range(options.limit)]
-    listed = set(storage.list_files(folder, recursive=True)) if options.check_files else None
     details = _details(options, storage)
-    sites: list[dict[str, Any]] = []
     rejected: list[Rejected] = []
-    for number, row in enumerate(rows, start=1):
+    blocks = [_block(block, folder, details, options, rejected) for block in _numbered(rows)]
+    sites = pa.concat_tables(blocks)
+    if twice := repeated(sites["site_id"]):
+        raise DataError(
+            f"{folder}: {len(twice)} images appear more than once in the metadata, such as {twice[:3]}"
+        )
+    if not len(sites):
+        return imported("imagefolder", sites, options, storage, rejected)
+    chosen, notes = select(sites, options, storage)
+    if sites["experiment"].unique().to_pylist() == [NO_BATCH]:
+        notes.append(f"no field {options.experiment_field!r}: all images are one batch")
+    return imported("imagefolder", chosen, options, storage, rejected, notes)
+
+
+def _numbered(rows: Iterable[dict[str, Any]]) -> Iterator[tuple[tuple[int, dict[str, Any]], ...]]:
+    """Blocks of rows with their numbers, so that a long table is never held as Python objects."""
+    numbered = iter(enumerate(rows, start=1))
+    while block := tuple(itertools.islice(numbered, _BLOCK)):
+        yield block
+
+
+def _block(
+    block: Iterable[tuple[int, dict[str, Any]]],
+    folder: str,
+    details: Mapping[str, Perturbation],
+    options: ImagefolderOptions,
+    rejected: list[Rejected],
+) -> pa.Table:
+    """The sites of a block of metadata; a row that can't be used joins `rejected`."""
+    sites: list[dict[str, Any]] = []
+    for number, row in block:
         try:
-            sites.append(_site(row, folder, listed, details, options))
+            sites.append(_site(row, folder, details, options))
         except DataError as error:
             name = str(row.get("file_name") or f"row {number}")
             rejected.append(Rejected(name, join(folder, name) if row.get("file_name") else None, str(error)))
-    _check_unique([site["site_id"] for site in sites], folder)
-    columns = {name: [site[name] for site in sites] for name in (sites[0] if sites else {"site_id": None})}
-    notes = _split(columns, options, storage) if sites else []
-    return imported("imagefolder", columns, rejected, notes)
+    columns = {name: [site[name] for site in sites] for name in (sites[0] if sites else ("site_id",))}
+    return sites_table(columns)
 
 
-def _read_metadata(root: str, split: str, storage: Storage) -> tuple[str, list[dict[str, Any]]]:
+def _read_metadata(root: str, split: str, storage: Storage) -> tuple[str, Iterator[dict[str, Any]]]:
     """The folder that holds the metadata, and their rows."""
     tried = [
         join(folder, name)
@@ -79,28 +99,33 @@ def _read_metadata(root: str, split: str, storage: Storage) -> tuple[str, list[d
     ]
     for uri in tried:
         if storage.exists(uri):
-            rows = _read_lines(uri, storage) if uri.endswith(".jsonl") else list(read_csv(uri, storage))
-            if not rows:
+            rows = _read_lines(uri, storage) if uri.endswith(".jsonl") else iter(read_csv(uri, storage))
+            first = next(rows, None)
+            if first is None:
                 raise DataError(f"{uri}: the file has no rows")
-            return uri.rpartition("/")[0], rows
+            return uri.rpartition("/")[0], itertools.chain([first], rows)
     raise DataError(f"{root}: no metadata; looked for {', '.join(tried)}")
 
 
-def _read_lines(uri: str, storage: Storage) -> list[dict[str, Any]]:
-    rows = []
-    for number, line in enumerate(storage.read_text(uri).split("\n"), start=1):
-        if not line.strip():
-            continue
+def _read_lines(uri: str, storage: Storage) -> Iterator[dict[str, Any]]:
+    with storage.open(uri) as file:
+        lines = io.TextIOWrapper(file, encoding="utf-8-sig")
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{uri} line {number}: not JSON ({error})") from None
-        if not isinstance(row, dict):
-            raise DataError(
-                f"{uri} line {number}: found {type(row).__name__}, expected an object with file_name"
-            )
-        rows.append(row)
-    return rows
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield _read_line(line, f"{uri} line {number}")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{uri}: expected UTF-8 text, but {error}. Convert the file to UTF-8.") from error
+
+
+def _read_line(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: not JSON ({error})") from None
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: found {type(row).__name__}, expected an object with file_name")
+    return row
 
 
 def _details(options: ImagefolderOptions, storage: Storage) -> dict[str, Perturbation]:
@@ -115,7 +140,6 @@ def _details(options: ImagefolderOptions, storage: Storage) -> dict[str, Perturb
 def _site(
     row: Mapping[str, Any],
     folder: str,
-    listed: set[str] | None,
     details: Mapping[str, Perturbation],
     options: ImagefolderOptions,
 ) -> dict[str, Any]:
@@ -125,8 +149,6 @@ def _site(
     if not name or path.is_absolute() or ".." in path.parts:
         raise DataError(f"file_name {name!r}: expected a path below the folder")
     uri = join(folder, name)
-    if listed is not None and uri not in listed:
-        raise DataError("missing file")
     perturbation_id = _text(row.get(options.id_field))
     if perturbation_id is None:
         raise DataError(f"no {options.id_field}, which names the perturbation")
@@ -159,25 +181,3 @@ def _text(value: Any) -> str | None:
     if value is None or isinstance(value, dict | list):
         return None
     return str(value).strip() or None
-
-
-def _check_unique(site_ids: list[str], folder: str) -> None:
-    repeated = [name for name, count in Counter(site_ids).items() if count > 1]
-    if repeated:
-        raise DataError(
-            f"{folder}: {len(repeated)} images appear more than once in the metadata, such as {repeated[:3]}"
-        )
-
-
-def _split(columns: dict[str, Any], options: ImagefolderOptions, storage: Storage) -> list[str]:
-    """Add the column `split`; returns notes for the summary."""
-    known = set(columns["experiment"])
-    absent = [name for name in options.held_out_experiments if name not in known]
-    if absent:
-        raise ConfigError(splits.unknown("held_out_experiments", absent, known))
-    ids = columns["perturbation_id"]
-    unseen, notes = splits.held_out(options.held_out_perturbations, set(ids), storage)
-    columns["split"] = splits.assign(columns["experiment"], ids, options.held_out_experiments, unseen)
-    if known == {NO_BATCH}:
-        notes.append(f"no field {options.experiment_field!r}: all images are one batch")
-    return notes

@@ -9,11 +9,14 @@ from typing import Any
 import pyarrow as pa
 
 from morphoray.datasets import rxrx1
-from morphoray.datasets.base import Imported
+from morphoray.datasets.base import Imported, select, sites_table
+from morphoray.datasets.options import ImportOptions, SelectionOptions
+from morphoray.datasets.simulator.fields import LAYOUTS
 from morphoray.datasets.simulator.layout import write_tree
 from morphoray.datasets.simulator.plan import SimulatedOptions, experiment_names
+from morphoray.imaging.channels import CELL_PAINTING_CHANNELS
 from morphoray.perturbations.base import parse_bool, parse_float, read_csv
-from morphoray.schema import PERTURBATION_FIELDS, SITES
+from morphoray.schema import PERTURBATION_FIELDS
 from morphoray.storage import Storage, join
 
 __all__ = ["SimulatedOptions", "read"]
@@ -25,14 +28,21 @@ def read(source: str, storage: Storage, options: SimulatedOptions) -> Imported:
     Raises FingerprintError when `source` holds a tree of other options, ConfigError for wrong ones.
     """
     made = write_tree(source, storage, options)
-    rows = _perturbation_rows(join(source, "perturbations.csv"), storage)
-    importer = rxrx1.Rxrx1Options(
+    treatments = _perturbation_rows(join(source, "perturbations.csv"), storage)
+    shared = {name: getattr(options, name) for name in SelectionOptions.model_fields}
+    tree = ImportOptions(
         held_out_experiments=tuple(experiment_names(options)[1]),
-        held_out_perturbations=tuple(name for name, row in rows.items() if row["held_out"]),
-        channels=options.channels,
+        held_out_perturbations=tuple(name for name, row in treatments.items() if row["held_out"]),
+        **shared,
     )
-    found = rxrx1.read(source, storage, importer)
-    return Imported(_join(found.sites, rows), found.quarantine, f"{made}\n{found.summary}")
+    rows = rxrx1.read_rows(source, storage)
+    sites, notes = select(sites_table(rows | _columns(rows["perturbation_id"], treatments)), tree, storage)
+    return rxrx1.with_files("simulated", source, sites, tree, options.channels, storage, [made, *notes])
+
+
+def channel_names(count: int) -> tuple[str, ...]:
+    """What the files w1 to w<count> show."""
+    return CELL_PAINTING_CHANNELS if count == 6 else tuple(name for name, _ in LAYOUTS[count])
 
 
 def _perturbation_rows(uri: str, storage: Storage) -> dict[str, dict[str, Any]]:
@@ -48,13 +58,8 @@ def _perturbation_rows(uri: str, storage: Storage) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def _join(sites: pa.Table, rows: dict[str, dict[str, Any]]) -> pa.Table:
-    """The sites with every perturbation column from `rows`, and their dataset's name."""
-    ids = sites.column("perturbation_id").to_pylist()
-    columns = {
-        field.name: pa.array([rows[i][field.name] for i in ids], field.type) for field in PERTURBATION_FIELDS
-    }
-    columns["dataset"] = pa.array(["simulated"] * len(ids), pa.string())
-    for name, values in columns.items():
-        sites = sites.set_column(sites.schema.get_field_index(name), SITES.field(name), values)
-    return sites
+def _columns(ids: pa.ChunkedArray, treatments: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Every perturbation column of sites with these `ids`, and their dataset's name."""
+    names = ids.to_pylist()
+    columns = {field.name: [treatments[name][field.name] for name in names] for field in PERTURBATION_FIELDS}
+    return columns | {"dataset": ["simulated"] * len(names)}

@@ -17,6 +17,7 @@ from morphoray.diffusion.conditioning import Denoiser, PadProjection, make_proje
 from morphoray.diffusion.presets import get_preset
 from morphoray.diffusion.sources import source_folder, vae_folder
 from morphoray.errors import ConfigError, DataError
+from morphoray.imaging.channels import ChannelMapping, bundle_mapping
 
 Weights = Literal["unet", "unet_ema"]
 MANIFEST = "morphoray.json"
@@ -45,30 +46,44 @@ class Bundle:
         """Names the weights and the manifest; 'unsaved' before the bundle is written."""
         return str(self.manifest.get("fingerprint", "unsaved"))
 
+    @property
+    def mapping(self) -> ChannelMapping:
+        """Which channels its images have, and how they are shown."""
+        return bundle_mapping(self.manifest)
+
     def latent_shape(self, resolution: int) -> tuple[int, int, int]:
         """Shape (C, H, W) of the latents of a resolution x resolution image."""
         factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         return int(self.vae.config.latent_channels), resolution // factor, resolution // factor
 
 
-def vae_for(config: BundleConfig, seed: int) -> AutoencoderKL:
-    """The autoencoder a run uses: bundle.vae, else the source's, else the preset's (fresh: from `seed`)."""
+def vae_for(config: BundleConfig, seed: int, image_channels: int = 3) -> AutoencoderKL:
+    """The autoencoder a run uses: bundle.vae, else the source's, else the preset's.
+
+    A fresh one has `image_channels` and weights from `seed`; others have what they were trained with.
+    """
     folder = vae_folder(config)
     if folder is not None:
         return load_codec(folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return AutoencoderKL.from_config(get_preset(config.preset).vae).eval()
+        sized = {"in_channels": image_channels, "out_channels": image_channels}
+        return AutoencoderKL.from_config((get_preset(config.preset).vae or {}) | sized).eval()
 
 
 def new_bundle(
-    config: BundleConfig, resolution: int, vector_width: int, projection: dict[str, Any], seed: int
+    config: BundleConfig,
+    resolution: int,
+    vector_width: int,
+    projection: dict[str, Any],
+    seed: int,
+    image_channels: int = 3,
 ) -> Bundle:
     """Start a model: fresh weights of the preset (from `seed`), or those of `config.source`; float32.
 
     projection: kind (pad or mlp), tokens and hidden. Raises ConfigError or DataError.
     """
-    vae = vae_for(config, seed)
+    vae = vae_for(config, seed, image_channels)
     preset, source = get_preset(config.preset), source_folder(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

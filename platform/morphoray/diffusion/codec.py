@@ -170,6 +170,11 @@ def psnr(images: Uint8, reconstructions: Uint8) -> float:
         return float(np.mean(10 * np.log10(255.0**2 / mean_squared)))
 
 
+def channel_psnr(images: Uint8, reconstructions: Uint8) -> list[float]:
+    """`psnr` of each channel of images (N, K, H, W) alone."""
+    return [psnr(images[:, k], reconstructions[:, k]) for k in range(images.shape[1])]
+
+
 @torch.no_grad()
 def normalise_latents(codec: AutoencoderKL, mean: torch.Tensor, std: torch.Tensor) -> None:
     """Fold a per-channel affine map into the 1 x 1 convolutions on both sides of the latents, in place.

@@ -50,7 +50,8 @@ class StatisticsLoss:
     Belongie 2017 describe style, each divided by its own deviation over real images. Like the spectra, it
     asks for the right texture and leaves open where each grain lies.
 
-    layers: pixels (N, 3, H, W) in [0, 255], of any size, to activations (N, C, h, w).
+    layers: pixels (N, 3, H, W) in [0, 255], of any size, to activations (N, C, h, w). Images of other than
+    three channels are seen channel by channel, in grey, and each has statistics of its own.
     enlarge: how much larger than the image the network sees it, as at judging (240 pixels for a crop of 64).
     """
 
@@ -61,7 +62,7 @@ class StatisticsLoss:
         images: torch.Tensor,
         batch: int = 8,
     ) -> None:
-        """images: real ones (N, 3, H, W) in -1..1, some tens, to take the deviations from."""
+        """images: real ones (N, K, H, W) in -1..1, some tens, to take the deviations from."""
         self._layers, self._enlarge = layers, enlarge
         with torch.no_grad():
             found = [self._statistics(part) for part in torch.split(images, batch)]
@@ -72,13 +73,16 @@ class StatisticsLoss:
     def _statistics(self, images: torch.Tensor) -> list[torch.Tensor]:
         side = [int(length * self._enlarge) for length in images.shape[2:]]
         pixels = F.interpolate((images + 1) * 127.5, size=side, mode="bicubic", align_corners=False)
-        return [
+        if images.shape[1] != 3:
+            pixels = pixels.flatten(0, 1)[:, None].expand(-1, 3, -1, -1)
+        found = [
             torch.cat([values.mean((2, 3)), (values.var((2, 3)) + 1e-4).sqrt()], dim=1)
             for values in self._layers(pixels)
         ]
+        return [values.reshape(len(images), -1) for values in found]
 
     def __call__(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """The mean absolute difference for images and targets (N, 3, H, W) in -1..1, averaged over layers."""
+        """The mean absolute difference for images and targets (N, K, H, W) in -1..1, averaged over layers."""
         with torch.no_grad():
             wanted = self._statistics(targets)
         terms = zip(self._statistics(images), wanted, self._scales, strict=True)

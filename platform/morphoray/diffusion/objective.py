@@ -15,13 +15,15 @@ from morphoray.seeds import derive_seed, numpy_generator
 class StepNoise:
     """What chance contributes to one step, for n samples.
 
-    posterior, noise: standard normal, (n, C, H, W) float32; timesteps: (n,) int64; drop: (n,) bool.
+    posterior, noise: standard normal, (n, C, H, W) float32; timesteps: (n,) int64; drop: (n,) bool, samples
+    without their condition; hide: (n,) bool, samples without their context.
     """
 
     posterior: Tensor
     noise: Tensor
     timesteps: Tensor
     drop: Tensor
+    hide: Tensor
 
 
 def slot_seeds(seed: int, step: int, slots: range) -> list[int]:
@@ -33,18 +35,23 @@ def slot_seeds(seed: int, step: int, slots: range) -> list[int]:
 
 
 def draw_noise(
-    seeds: Sequence[int], shape: tuple[int, int, int], num_timesteps: int, dropout: float
+    seeds: Sequence[int],
+    shape: tuple[int, int, int],
+    num_timesteps: int,
+    dropout: float,
+    context_dropout: float = 0.0,
 ) -> StepNoise:
     """The noise of samples, each a function of its own seed alone."""
-    normals, timesteps, drop = [], [], []
+    normals, timesteps, drop, hide = [], [], [], []
     generator = torch.Generator()
     for seed in seeds:
         generator.manual_seed(seed)
         normals.append(torch.randn((2, *shape), generator=generator))
         timesteps.append(torch.randint(num_timesteps, (), generator=generator))
         drop.append(torch.rand((), generator=generator) < dropout)
+        hide.append(torch.rand((), generator=generator) < context_dropout)
     stacked = torch.stack(normals, dim=1)
-    return StepNoise(stacked[0], stacked[1], torch.stack(timesteps), torch.stack(drop))
+    return StepNoise(stacked[0], stacked[1], torch.stack(timesteps), torch.stack(drop), torch.stack(hide))
 
 
 class DataOrder:

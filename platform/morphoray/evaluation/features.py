@@ -4,7 +4,7 @@ import io
 import os
 import socket
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,11 +31,22 @@ CUDA_CHUNK = 64
 
 
 class Extractor(Protocol):
-    """Images (N, 3, H, W) uint8 to features (N, width) float32, the same on every call."""
+    """Images (N, K, H, W) uint8 to features (N, width) float32, the same on every call."""
 
-    name: str
-    weights_hash: str
-    width: int
+    @property
+    def name(self) -> str:
+        """What METRICS calls it: the network, and the channels where it sees them one by one."""
+        ...
+
+    @property
+    def weights_hash(self) -> str:
+        """16 hexadecimal digits of the weight file's SHA-256."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Numbers an image."""
+        ...
 
     @property
     def mode(self) -> str:
@@ -181,13 +192,72 @@ EXTRACTORS: dict[str, Callable[[str, str, Storage], TorchExtractor]] = {
 }
 
 
-def load_extractor(name: str, device: str = "cpu", storage: Storage | None = None) -> TorchExtractor:
-    """The extractor of that name, or torchscript:URI; raises ConfigError when there is none."""
+@dataclass
+class ChannelExtractor:
+    """Features of images (N, K, H, W) whose channels are no RGB: each one's alone, side by side.
+
+    A channel is seen as a grey image, three times the same; its features are columns [k x width, (k + 1) x
+    width) of `inner`'s width. The name tells the channels, since such numbers compare with no others.
+    """
+
+    inner: TorchExtractor
+    channels: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The network's, and the channels in their order: efficientnet_lite0[dna+er]."""
+        return f"{self.inner.name}[{'+'.join(self.channels)}]"
+
+    @property
+    def weights_hash(self) -> str:
+        """The network's."""
+        return self.inner.weights_hash
+
+    @property
+    def width(self) -> int:
+        """K times the network's."""
+        return len(self.channels) * self.inner.width
+
+    @property
+    def mode(self) -> str:
+        """The network's."""
+        return self.inner.mode
+
+    def __call__(self, images: Images) -> Features:
+        """Features (N, width) float32 of images (N, K, H, W) uint8."""
+        if images.ndim != 4 or images.shape[1] != len(self.channels):
+            raise DataError(
+                f"features: found images of shape {images.shape}; expected (N, {len(self.channels)}, H, W) "
+                f"with the channels {', '.join(self.channels)}"
+            )
+        columns = [self.inner(np.repeat(images[:, [k]], 3, axis=1)) for k in range(len(self.channels))]
+        return np.concatenate(columns, axis=1)
+
+    def columns(self) -> dict[str, slice]:
+        """Where each of several channels' features lie, by the name that an extractor of it alone has."""
+        width = self.inner.width
+        if len(self.channels) == 1:
+            return {}
+        return {
+            ChannelExtractor(self.inner, (name,)).name: slice(k * width, (k + 1) * width)
+            for k, name in enumerate(self.channels)
+        }
+
+
+def load_extractor(
+    name: str, device: str = "cpu", storage: Storage | None = None, channels: Sequence[str] = ()
+) -> Extractor:
+    """The extractor of that name, or torchscript:URI, for images with these channels.
+
+    Three channels, or none named, are red, green and blue; others are seen one by one. Raises ConfigError
+    when there is no such extractor.
+    """
     kind, _, argument = name.partition(":")
     if kind not in EXTRACTORS or (argument and kind != "torchscript"):
         known = sorted({*EXTRACTORS, "torchscript:URI"} - {"torchscript"})
         raise ConfigError(f"extractor: found {name!r}, expected one of {known}")
-    return EXTRACTORS[kind](argument, device, storage or Storage())
+    extractor = EXTRACTORS[kind](argument, device, storage or Storage())
+    return extractor if len(channels) in (0, 3) else ChannelExtractor(extractor, tuple(channels))
 
 
 def _chunk(device: str) -> int:

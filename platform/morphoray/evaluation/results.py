@@ -59,12 +59,14 @@ class PerturbationResult:
 
     reconstructions: the codec's, of the very images in `real`, in their order.
     distances: metric → method → Distance, as `distances.compare` gives for each metric; METRICS, METHODS.
+    channels: extractor of one channel → method → its Fréchet distance; none where images are RGB.
     unseen: whether it was held out of training.
     """
 
     perturbation_id: str
     real: Images
     distances: Mapping[str, Mapping[str, Distance]]
+    channels: Mapping[str, Mapping[str, Distance]] = field(default_factory=dict)
     conditional: Images | None = None
     unconditional: Images | None = None
     reconstructions: Images | None = None
@@ -115,6 +117,16 @@ class ReportData:
 
 def metrics_table(data: ReportData) -> pa.Table:
     """Every distance as a row of schema.METRICS, stamped with the run's fingerprint."""
+    found = [
+        (result, metric, data.extractor, distances)
+        for result in data.perturbations
+        for metric, distances in result.distances.items()
+    ]
+    found += [
+        (result, FRECHET, extractor, distances)
+        for result in data.perturbations
+        for extractor, distances in result.channels.items()
+    ]
     rows = [
         {
             "experiment": data.experiment,
@@ -124,13 +136,12 @@ def metrics_table(data: ReportData) -> pa.Table:
             "value": distance.value,
             "n_real": distance.n_b,
             "n_generated": distance.n_a,
-            "extractor": f"{data.extractor}@{data.weights_hash}",
+            "extractor": f"{extractor}@{data.weights_hash}",
             "mode": data.mode,
             "seed": data.seed,
         }
-        for result in data.perturbations
-        for metric, found in result.distances.items()
-        for method, distance in found.items()
+        for result, metric, extractor, distances in found
+        for method, distance in distances.items()
     ]
     return schema.stamp(pa.Table.from_pylist(rows, schema=schema.METRICS), data.made_by)
 
@@ -255,9 +266,30 @@ def caveats(data: ReportData) -> list[str]:
         "All methods of a perturbation are measured from the same real images. The codec's and the floor's "
         "images are other real ones, so that neither profits from meeting itself again.",
     ]
+    paragraphs += _each_channel(data)
     if any(result.unseen for result in data.perturbations):
         paragraphs.append(
             "Perturbations marked unseen were held out of training: the model knows them only by their "
             "condition vector."
         )
     return [*paragraphs, *data.notes]
+
+
+def _each_channel(data: ReportData) -> list[str]:
+    """The mean Fréchet distances of each channel alone, in a paragraph; none where images are RGB."""
+    channels = {extractor: None for result in data.perturbations for extractor in result.channels}
+    told = []
+    for extractor in channels:
+        sets = [result.channels[extractor] for result in data.perturbations if extractor in result.channels]
+        means = [
+            f"{method.label.lower()} {figure(mean(found[key] for found in sets if key in found))}"
+            for key, method in METHODS.items()
+            if any(key in found for found in sets)
+        ]
+        told.append(f"{extractor}: {', '.join(means)}")
+    if not told:
+        return []
+    return [
+        "The features are those of each channel alone, side by side. Mean Fréchet distances of single "
+        f"channels, which metrics.csv has for every perturbation: {'; '.join(told)}."
+    ]

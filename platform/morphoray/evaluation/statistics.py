@@ -1,9 +1,10 @@
-"""Whether one method is closer than another over the same perturbations: a paired bootstrap and t-test."""
+"""Whether one method is closer than another over the same perturbations: intervals, tests, stars."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,9 @@ def paired_difference(
     """The difference of two methods' distances, pair by pair; the bootstrap draws pairs (perturbations)."""
     differences = np.asarray(first, np.float64) - np.asarray(second, np.float64)
     n, smaller = len(differences), int((differences < 0).sum())
-    if n < 3:
-        return PairedDifference(float(differences.mean()), np.nan, np.nan, np.nan, smaller, n)
-    means = differences[generator.integers(0, n, (resamples, n))].mean(1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return PairedDifference(float(differences.mean()), float(low), float(high), _p(differences), smaller, n)
+    low, high = bootstrap_interval(differences, generator, resamples)
+    p = _p(differences) if n >= 3 else float("nan")
+    return PairedDifference(float(differences.mean()), low, high, p, smaller, n)
 
 
 def _p(differences: np.ndarray) -> float:
@@ -43,3 +42,59 @@ def _p(differences: np.ndarray) -> float:
     if not differences.std():
         return float("nan")
     return float(stats.ttest_1samp(differences, 0).pvalue)
+
+
+@dataclass(frozen=True)
+class UnpairedDifference:
+    """first − second as the paper tests it: Welch's t-test over perturbations, as if they were independent.
+
+    effect: Cohen's d with the pooled standard deviation. p and effect are NaN below 2 values a side.
+    """
+
+    mean: float
+    p: float
+    effect: float
+
+
+def unpaired_difference(first: Sequence[float], second: Sequence[float]) -> UnpairedDifference:
+    """The paper's test of two methods' distances over perturbations, beside the paired one."""
+    from scipy import stats
+
+    a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    difference = float(a.mean() - b.mean())
+    if min(len(a), len(b)) < 2:
+        return UnpairedDifference(difference, np.nan, np.nan)
+    pooled = ((len(a) - 1) * a.var(ddof=1) + (len(b) - 1) * b.var(ddof=1)) / (len(a) + len(b) - 2)
+    if pooled == 0:
+        return UnpairedDifference(difference, np.nan, np.nan)
+    p = float(stats.ttest_ind(a, b, equal_var=False).pvalue)
+    return UnpairedDifference(difference, p, difference / float(np.sqrt(pooled)))
+
+
+def stars(p: float) -> str:
+    """The paper's marks: * below 0.05, ** below 0.01, *** below 0.001; nothing for NaN."""
+    return "*" * sum(p < level for level in (0.05, 0.01, 0.001))
+
+
+def benjamini_hochberg(p_values: Sequence[float]) -> npt.NDArray[np.float64]:
+    """Adjusted p values (n,) that control the false discovery rate (Benjamini, Hochberg 1995); NaN stays."""
+    from scipy import stats
+
+    values = np.asarray(p_values, np.float64)
+    adjusted = np.full(len(values), np.nan)
+    known = np.isfinite(values)
+    if known.any():
+        adjusted[known] = stats.false_discovery_control(values[known], method="bh")
+    return adjusted
+
+
+def bootstrap_interval(
+    values: Sequence[float] | npt.NDArray[np.float64], generator: np.random.Generator, resamples: int = 10_000
+) -> tuple[float, float]:
+    """The 95 % percentile interval of the mean over perturbations; NaN below 3 values."""
+    data = np.asarray(values, np.float64)
+    if len(data) < 3:
+        return float("nan"), float("nan")
+    means = data[generator.integers(0, len(data), (resamples, len(data)))].mean(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)

@@ -1,12 +1,14 @@
 """Image files to arrays and back: hostile bytes become a DataError with a short reason."""
 
 import io
+import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 from morphoray.errors import DataError
 
@@ -15,26 +17,73 @@ Pixels = npt.NDArray[np.uint8]
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _FORMATS = ("PNG", "JPEG", "TIFF")
 _DEPTHS = {"L": np.uint8, "RGB": np.uint8, "I;16": np.uint16, "I;16B": np.uint16}
+_STACK = "morphoray:channels"  # the keyword of a stack's channel names
+_MAX_PLANES = 64
 
 
-def encode_png(image: Pixels, compress_level: int = 6) -> bytes:
-    """PNG bytes of an image (3, H, W) or (1, H, W) uint8."""
+def encode_image(image: Pixels, channels: Sequence[str], compress_level: int = 6) -> bytes:
+    """PNG bytes of an image (K, H, W) uint8 with any number of channels; decode_png reads it back.
+
+    One or three channels are a plain PNG. Others are a stack: a grey PNG (K x H rows, W columns) with the
+    planes one below the other, and the channels' names as a JSON list in its text `morphoray:channels`.
+    """
+    if len(image) in (1, 3):
+        return encode_png(image, compress_level)
+    if image.ndim != 3 or len(image) != len(channels) or not 1 < len(image) <= _MAX_PLANES:
+        raise DataError(
+            f"a stack takes an array (K, H, W) and K names, K at most {_MAX_PLANES}; found {image.shape} and "
+            f"{list(channels)}"
+        )
+    stacked = image.reshape(1, -1, image.shape[2])
+    return encode_png(stacked, compress_level, {_STACK: json.dumps(list(channels))})
+
+
+def encode_png(image: Pixels, compress_level: int = 6, text: Mapping[str, str] | None = None) -> bytes:
+    """PNG bytes of an image (3, H, W) or (1, H, W) uint8, with `text` as its metadata."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[0] not in (1, 3):
         raise DataError(
             f"a PNG takes an array (3, H, W) or (1, H, W) of uint8, found {image.shape} {image.dtype}"
         )
     pixels = image[0] if image.shape[0] == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=compress_level)
+    buffer, info = io.BytesIO(), PngInfo()
+    for keyword, value in (text or {}).items():
+        info.add_itxt(keyword, value)
+    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=compress_level, pnginfo=info)
     return buffer.getvalue()
 
 
 def decode_png(data: bytes) -> Pixels:
-    """The 8-bit image (K, H, W), K 1 or 3, in PNG bytes. Raises DataError with the reason."""
-    pixels = decode_image(data, formats=("PNG",))
-    if pixels.dtype != np.uint8:
+    """The 8-bit image (K, H, W) in PNG bytes, of a stack all planes. Raises DataError with the reason."""
+    return decode_channels(data)[0]
+
+
+def decode_channels(data: bytes) -> tuple[Pixels, tuple[str, ...]]:
+    """What decode_png gives, and the names of a stack's channels; none for a plain PNG of 1 or 3."""
+    found, text = _decode(data, ("PNG",))
+    if found.dtype != np.uint8:
         raise DataError("wrong mode: 16 bits a channel, expected 8")
-    return pixels.astype(np.uint8, copy=False)
+    pixels = found.astype(np.uint8, copy=False)
+    if text is None:
+        return pixels, ()
+    channels = _names(text)
+    _, height, width = pixels.shape
+    if len(pixels) != 1 or height % len(channels):
+        raise DataError(f"corrupt: {pixels.shape} is no stack of {len(channels)} planes")
+    return pixels.reshape(len(channels), -1, width), channels
+
+
+def _names(text: str) -> tuple[str, ...]:
+    try:
+        names = json.loads(text)
+    except (ValueError, RecursionError):
+        names = None
+    if (
+        not isinstance(names, list)
+        or not 1 < len(names) <= _MAX_PLANES
+        or not all(isinstance(name, str) for name in names)
+    ):
+        raise DataError(f"corrupt: {_STACK} is no list of 2 to {_MAX_PLANES} names")
+    return tuple(names)
 
 
 def decode_image(data: bytes, formats: Sequence[str] = _FORMATS) -> npt.NDArray[np.generic]:
@@ -42,13 +91,18 @@ def decode_image(data: bytes, formats: Sequence[str] = _FORMATS) -> npt.NDArray[
 
     Raises DataError with a short reason: zero bytes, truncated, corrupt, not an image, wrong mode, too large.
     """
+    return _decode(data, formats)[0]
+
+
+def _decode(data: bytes, formats: Sequence[str]) -> tuple[npt.NDArray[np.generic], str | None]:
+    """The pixels, and the text that names a stack's channels."""
     if not data:
         raise DataError("zero bytes")
     if data.startswith(_SIGNATURE):
         _check_chunks(data)
     try:
         with Image.open(io.BytesIO(data), formats=list(formats)) as image:
-            mode = image.mode
+            mode, text = image.mode, image.info.get(_STACK)
             pixels = np.asarray(image, dtype=_DEPTHS[mode]) if mode in _DEPTHS else None
     except UnidentifiedImageError:
         raise DataError(f"not an image: expected one of {', '.join(formats)}") from None
@@ -58,7 +112,8 @@ def decode_image(data: bytes, formats: Sequence[str] = _FORMATS) -> npt.NDArray[
         raise DataError(f"corrupt: {error}") from None
     if pixels is None:
         raise DataError(f"wrong mode: {mode}, expected one of {', '.join(_DEPTHS)}")
-    return pixels[np.newaxis] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    planes = pixels[np.newaxis] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    return planes, text
 
 
 def _check_chunks(data: bytes) -> None:

@@ -3,19 +3,21 @@
 import csv
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from pydantic import BaseModel
 
+from morphoray.config import ContextColumn
 from morphoray.errors import DataError
 from morphoray.schema import PERTURBATION_FIELDS
 from morphoray.storage import Storage
 
 KINDS = ("compound", "gene", "control")
+CONTEXT_COLUMNS: tuple[str, ...] = get_args(ContextColumn)  # of SITES and LATENTS, fields of Perturbation
 _ID_COLUMNS = ("perturbation_id", "perturbation", "compound", "additional_feature")
 
 
@@ -30,6 +32,14 @@ class Perturbation:
     concentration_um: float | None = None
     moa: str | None = None
     is_control: bool = False
+    cell_type: str | None = None  # as asked for at generation, like experiment; None: the mixture of all
+    experiment: str | None = None
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What its images are named by: perturbation_id, then `column=value` of a context that is given."""
+        values = [(name, getattr(self, name)) for name in CONTEXT_COLUMNS]
+        return (self.perturbation_id, *(f"{name}={value}" for name, value in values if value is not None))
 
 
 @dataclass
@@ -104,7 +114,8 @@ def read_perturbations(uri: str, storage: Storage) -> list[Perturbation]:
     """The perturbations in a file, in its order: Parquet, CSV, or text with one id a line.
 
     Columns: perturbation_id (or perturbation, compound), and optionally kind, smiles, gene,
-    concentration_um, moa, is_control. Raises DataError naming the column or row.
+    concentration_um, moa, is_control, cell_type, experiment. An id may come again in another cell type or
+    experiment. Raises DataError naming the column or row.
     """
     if uri.lower().endswith((".parquet", ".pq")):
         rows: Iterable[Mapping[str, Any]] = storage.read_table(uri).to_pylist()
@@ -116,11 +127,18 @@ def read_perturbations(uri: str, storage: Storage) -> list[Perturbation]:
     found = [_perturbation(row, f"{uri} row {number}") for number, row in enumerate(rows, start=1)]
     if not found:
         raise DataError(f"{uri}: found no perturbations, expected at least one")
-    seen: set[str] = set()
+    seen: set[tuple[str, ...]] = set()
+    first: dict[str, Perturbation] = {}
     for number, item in enumerate(found, start=1):
-        if item.perturbation_id in seen:
-            raise DataError(f"{uri} row {number}: perturbation {item.perturbation_id!r} appears twice")
-        seen.add(item.perturbation_id)
+        where = f"{uri} row {number}: perturbation {item.perturbation_id!r}"
+        if item.identity in seen:
+            raise DataError(f"{where} appears twice")
+        seen.add(item.identity)
+        known = first.setdefault(item.perturbation_id, item)
+        if replace(item, cell_type=known.cell_type, experiment=known.experiment) != known:
+            raise DataError(
+                f"{where} differs from the one above in more than its context; give it another id"
+            )
     return found
 
 
@@ -136,9 +154,9 @@ def _perturbation(row: Mapping[str, Any], where: str) -> Perturbation:
     if kind not in KINDS:
         raise DataError(f"{where}: kind {kind!r}, expected one of {KINDS}")
     concentration = parse_float(row.get("concentration_um"), f"{where}, concentration_um")
-    return Perturbation(
-        str(row[column]), kind, smiles, gene, concentration, moa, is_control or kind == "control"
-    )
+    is_control = is_control or kind == "control"
+    context = {name: str(row.get(name) or "").strip() or None for name in CONTEXT_COLUMNS}
+    return Perturbation(str(row[column]), kind, smiles, gene, concentration, moa, is_control, **context)
 
 
 def _infer_kind(is_control: bool, gene: str | None) -> str:

@@ -207,3 +207,25 @@ def _reason(text: str, molecule: Any, chem: Any) -> str | None:
     if atoms > MAX_HEAVY_ATOMS:
         return f"SMILES {shown!r} has {atoms} heavy atoms, expected at most {MAX_HEAVY_ATOMS}"
     return None
+
+
+def scaffolds(smiles: Sequence[str]) -> list[str | None]:
+    """The Bemis-Murcko scaffold (rings and what links them) of each SMILES, as canonical SMILES.
+
+    An acyclic molecule has the empty scaffold, an invalid SMILES None. Stereochemistry is left out.
+    Source: Bemis and Murcko, J. Med. Chem. 39, 2887 (1996), as rdkit computes it.
+    """
+    try:
+        from rdkit import Chem, rdBase
+        from rdkit.Chem.Scaffolds import MurckoScaffold
+    except ImportError:
+        raise MissingExtraError("rdkit", "chem") from None
+    quiet = rdBase.BlockLogs()
+    molecules = [
+        Chem.MolFromSmiles(text) if 0 < len(text.strip()) <= MAX_CHARACTERS and text.isprintable() else None
+        for text in smiles
+    ]
+    scaffold: Callable[..., str] = MurckoScaffold.MurckoScaffoldSmiles
+    found = [None if molecule is None else scaffold(mol=molecule) for molecule in molecules]
+    del quiet
+    return found

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from morphoray import schema
 from morphoray.config import ImageConfig, Section, StorageConfig, apply_overrides, build
+from morphoray.datasets import DATASETS
 from morphoray.datasets.reading import SITE_COLUMNS, read_raw, read_site
 from morphoray.diffusion.codec import (
     CodecConfig,
@@ -33,7 +34,7 @@ from morphoray.diffusion.sources import shipped_codec
 from morphoray.errors import ConfigError, DataError
 from morphoray.evaluation.codec_quality import codec_quality
 from morphoray.evaluation.networks import SIZES, activations, efficientnet
-from morphoray.imaging.channels import MAPPINGS
+from morphoray.imaging.channels import MAPPINGS, ChannelMapping, find_mapping
 from morphoray.imaging.crops import resize_square
 from morphoray.pipelines.codecs import local_copy
 from morphoray.pipelines.layout import storage_from
@@ -55,7 +56,8 @@ class CodecData(Section):
     kind: Literal["simulated", "sites", "folder"] = "simulated"
     source: str | None = None  # SITES Parquet, or a folder of PNGs
     files: tuple[str, ...] = ("*",)  # of a folder: patterns of file names, as a shell has them
-    mapping: str = "rgb"  # a channel mapping by name, for a source
+    mapping: str | tuple[str, ...] | dict[str, Any] | None = "rgb"  # as image.mapping of a run, for a source
+    channels: tuple[str, ...] | None = None  # a site's files by name; None: those of the dataset
     image: ImageConfig = ImageConfig(resolution=64)  # resolution of the crops; scale_to before cropping
     fields: int = Field(600, ge=1)  # of kind simulated
     max_images: int = Field(5000, ge=2)
@@ -173,16 +175,15 @@ def _narrowing(config: CodecRun, storage: Storage, codec: AutoencoderKL, batches
 def _statistics(config: CodecRun, codec: AutoencoderKL, batches: Batches) -> StatisticsLoss | None:
     """The texture loss of training.statistics_weight.
 
-    Raises ConfigError for the network that judges, or for images that it can't see.
+    Raises ConfigError for the network that judges.
     """
     if not config.training.statistics_weight:
         return None
     name = config.statistics_network
-    if name not in SIZES or name == config.extractor or config.codec.image_channels != 3:
+    if name not in SIZES or name == config.extractor:
         raise ConfigError(
-            f"statistics_network: {name}, with extractor: {config.extractor} and "
-            f"{config.codec.image_channels} image channels. Expected one of {sorted(SIZES)}, not the "
-            "extractor that judges, and three channels; or training.statistics_weight: 0."
+            f"statistics_network: {name}, with extractor: {config.extractor}. Expected one of "
+            f"{sorted(SIZES)}, not the extractor that judges; or training.statistics_weight: 0."
         )
     network = efficientnet(name)[0].to(codec.device)
     images = to_model_range(torch.from_numpy(_images(batches, config, "statistics", STATISTICS_IMAGES)))
@@ -207,7 +208,7 @@ def _data(config: CodecRun, storage: Storage) -> tuple[Batches, dict[str, Uint8]
     images = source_images(data, storage)
     if images[0].shape[0] != channels:
         raise ConfigError(
-            f"codec.image_channels: {channels}, but mapping {data.mapping!r} gives {images[0].shape[0]}."
+            f"codec.image_channels: {channels}, but data.mapping {data.mapping!r} gives {images[0].shape[0]}."
         )
     order = np.random.default_rng(derive_seed(config.seed, "held out")).permutation(len(images))
     held = min(data.held_out, len(images) // 2)
@@ -224,8 +225,10 @@ def source_images(data: CodecData, storage: Storage) -> list[Uint8]:
         raise ConfigError(f"data.source: missing. Where do the images of kind {data.kind} lie?")
     if data.kind == "sites":
         table = storage.read_table(absolute(data.source))
-        sites = schema.conform(table, schema.SITES, data.source).select(list(SITE_COLUMNS)).to_pylist()
+        table = schema.conform(table, schema.SITES, data.source)
+        sites, dataset = table.select(list(SITE_COLUMNS)).to_pylist(), table["dataset"][:1].to_pylist()
     else:
+        dataset = ["imagefolder"]
         uris = storage.list_files(absolute(data.source), suffix=".png", recursive=True)
         sites = [
             dict.fromkeys(SITE_COLUMNS) | {"site_id": uri, "channel_uris": [uri]}
@@ -235,9 +238,25 @@ def source_images(data: CodecData, storage: Storage) -> list[Uint8]:
     if not sites:
         raise DataError(f"{data.source}: found no images of {list(data.files)}; expected at least two.")
     chosen = np.unique(np.linspace(0, len(sites) - 1, min(len(sites), data.max_images)).astype(int))
-    images = [MAPPINGS[data.mapping].apply(read_site(sites[i], data.image, storage)) for i in chosen]
+    mapping = source_mapping(data, dataset[0], len(sites[0]["channel_uris"]))
+    images = [mapping.apply(read_site(sites[i], data.image, storage)) for i in chosen]
     scale = data.image.resolution if data.image.fit == "resize" else data.image.scale_to
     return [resize_square(image, scale) for image in images] if scale else images
+
+
+def source_mapping(data: CodecData, dataset: str, files: int) -> ChannelMapping:
+    """The mapping of images of `dataset` whose sites have so many files, or one for all channels.
+
+    Raises ConfigError when the channels' names are neither given nor known.
+    """
+    entry = DATASETS.get(dataset)
+    channels = data.channels or (entry.channels if entry else ())
+    if files not in (1, len(channels)):
+        raise ConfigError(
+            f"data.channels: {data.source} has {files} files a site, and the channels of {dataset!r} are "
+            f"{list(channels)}. Name the {files} channels in the order of the files."
+        )
+    return find_mapping(data.mapping, channels, entry.mapping if entry else "", "data.mapping")
 
 
 def sample_images(config: CodecRun) -> dict[str, Uint8]:
@@ -289,12 +308,14 @@ def card_text(card: dict[str, Any]) -> str:
         f"{card['config']['training']['trainable']}, from {card['config']['init']}); the settings are in "
         "`card.json`.",
         "",
-        "| images | N | PSNR, dB | Fréchet, reconstructions | Fréchet, real against real | N a side |",
-        "|---|---|---|---|---|---|",
+        "| images | N | PSNR, dB | of each channel | Fréchet, reconstructions | Fréchet, real against real "
+        "| N a side |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, figures in card["figures"].items():
         distances = [figures.get(key, "not measured") for key in ("frechet", "frechet_floor", "frechet_n")]
-        cells = [name, figures["images"], figures["psnr_db"], *distances]
+        each = ", ".join(f"{value:.1f}" for value in figures["channel_psnr_db"])
+        cells = [name, figures["images"], figures["psnr_db"], each, *distances]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     extractors = {figures["extractor"] for figures in card["figures"].values() if "extractor" in figures}
     if extractors:

@@ -12,17 +12,19 @@ import pyarrow.compute as pc
 
 from morphoray.config import RunConfig
 from morphoray.datasets.reading import SITE_COLUMNS
+from morphoray.datasets.splits import SEEN_BATCH, UNSEEN
 from morphoray.errors import DataError, MissingObjectError
 from morphoray.evaluation.distances import compare, frechet, kid_full
-from morphoray.evaluation.features import load_extractor
+from morphoray.evaluation.features import ChannelExtractor, Extractor, load_extractor
 from morphoray.evaluation.report import write_report
 from morphoray.evaluation.results import CONDITIONAL, FRECHET, PerturbationResult, ReportData, RunFacts
+from morphoray.imaging.channels import ChannelMapping
 from morphoray.imaging.png import decode_png
 from morphoray.perturbations.base import Perturbation, from_rows
-from morphoray.pipelines.codecs import local_bundle_config
+from morphoray.pipelines.codecs import image_channels, local_bundle_config
 from morphoray.pipelines.encode import read_plan, site_images
 from morphoray.pipelines.generate import read_images
-from morphoray.pipelines.layout import dataset_of, layout_of, storage_from
+from morphoray.pipelines.layout import dataset_of, layout_of, mapping_of, storage_from
 from morphoray.pipelines.sites import read_sites
 from morphoray.seeds import fingerprint, numpy_generator
 
@@ -31,7 +33,7 @@ SHOWN = 8
 
 @dataclass(frozen=True)
 class ImageSets:
-    """Images (N, 3, R, R) uint8 of one perturbation; reconstructed are the codec's of `real`, row by row."""
+    """Images (N, K, R, R) uint8 of one perturbation; reconstructed are the codec's of `real`, row by row."""
 
     perturbation: Perturbation
     unseen: bool
@@ -93,10 +95,11 @@ def collect(
 
     storage = storage_from(config.storage)
     sites = read_sites(config)
-    held_out = pc.equal(sites["split"], "held_out_perturbation")
+    pool = sites if experiments else sites.filter(pc.is_in(sites["split"], pa.array(SEEN_BATCH)))
+    held_out = pc.is_in(sites["split"], pa.array(UNSEEN))
     unseen = set(sites.filter(held_out)["perturbation_id"].unique().to_pylist())
     tables = {method: read_images(storage, uri) for method, uri in generated.items()}
-    codec = vae_for(local_bundle_config(config), config.seed)
+    codec = vae_for(local_bundle_config(config), config.seed, image_channels(config))
     sets = []
     for item in from_rows(sites):
         name = item.perturbation_id
@@ -106,14 +109,20 @@ def collect(
         }
         if not all(made.values()):
             continue
-        real = real_images(config, sites, name, experiments or seen_experiments(sites), most)
+        real = real_images(config, pool, name, experiments or seen_experiments(sites), most)
         images = {method: np.stack([decode_png(data) for data in rows]) for method, rows in made.items()}
         sets.append(ImageSets(item, name in unseen, real, reconstruct(codec, real), images))
     return sets
 
 
-def measure_sets(sets: list[ImageSets], extractor: Any, seed: int) -> list[PerturbationResult]:
+def measure_sets(
+    sets: list[ImageSets], extractor: Extractor, mapping: ChannelMapping, seed: int
+) -> list[PerturbationResult]:
     """Fréchet and kernel distances of every method for each perturbation, all at the same N."""
+
+    def shown(images: np.ndarray) -> np.ndarray:
+        return np.stack([mapping.render(image) for image in images[:SHOWN]])
+
     results = []
     for entry in sets:
         real, reconstructed = extractor(entry.real), extractor(entry.reconstructed)
@@ -129,19 +138,30 @@ def measure_sets(sets: list[ImageSets], extractor: Any, seed: int) -> list[Pertu
             for name, metric in ((FRECHET, frechet), ("kid", kid_full))
         }
         item = entry.perturbation
+        columns = extractor.columns() if isinstance(extractor, ChannelExtractor) else {}
+        channels = {
+            name: compare(
+                real[:, part],
+                {method: features[:, part] for method, features in generated.items()},
+                numpy_generator("compare", seed, item.perturbation_id),
+                reconstructed=reconstructed[:, part],
+            )
+            for name, part in columns.items()
+        }
         results.append(
             PerturbationResult(
                 perturbation_id=item.perturbation_id,
-                real=entry.real[:SHOWN],
+                channels=channels,
+                real=shown(entry.real),
                 distances=distances,
-                reconstructions=entry.reconstructed[:SHOWN],
+                reconstructions=shown(entry.reconstructed),
                 moa=item.moa,
                 smiles=item.smiles,
                 gene=item.gene,
                 concentration_um=item.concentration_um,
                 unseen=entry.unseen,
                 is_control=item.is_control,
-                **{method: images[:SHOWN] for method, images in entry.generated.items()},
+                **{method: shown(images) for method, images in entry.generated.items()},
             )
         )
     return results
@@ -161,6 +181,7 @@ def run_details(config: RunConfig) -> dict[str, str]:
         "preset": config.bundle.preset,
         "start": Path(config.bundle.source).name if config.bundle.source else "fresh weights",
         "image": f"{config.image.resolution} × {config.image.resolution} pixels",
+        "channels": mapping_of(config).legend,
         "sampler": f"{generation.sampler}, {generation.steps} steps, guidance {generation.guidance_scale:g}",
         "configuration": fingerprint(json.loads(config.model_dump_json(exclude={"run_dir", "data_dir"}))),
     }
@@ -183,14 +204,15 @@ def report_runs(
     """
     first = configs[CONDITIONAL]
     storage = storage_from(first.storage)
-    extractor = load_extractor(first.evaluation.extractor, storage=storage)
+    mapping = mapping_of(first)
+    extractor = load_extractor(first.evaluation.extractor, storage=storage, channels=mapping.outputs)
     sets = collect(first, images, 2 * first.evaluation.n, experiments)
     markers = [layout_of(config).of("bundle", "morphoray.json") for config in configs.values()]
     data = ReportData(
         title=title,
         experiment=experiment,
         facts=facts,
-        perturbations=measure_sets(sets, extractor, first.seed),
+        perturbations=measure_sets(sets, extractor, mapping, first.seed),
         losses={method: losses(config) for method, config in configs.items()},
         extractor=extractor.name,
         weights_hash=extractor.weights_hash,

@@ -12,22 +12,31 @@ from morphoray.config import RunConfig, build
 from morphoray.errors import BadFractionError
 from morphoray.perturbations import find_encoder
 from morphoray.perturbations.base import Encoder, from_rows
+from morphoray.perturbations.context import Context, context_state, load_context
 from morphoray.pipelines.layout import claim, layout_of, storage_from
 from morphoray.pipelines.sites import read_sites
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """A fitted encoder (name and state, as a bundle stores them) and vectors (width,) by perturbation_id."""
+    """A fitted encoder (name and state, as a bundle stores them) and its vectors by perturbation_id.
+
+    context: what the model is told beside them.
+    """
 
     encoder: str
     state: dict[str, Any]
     vectors: dict[str, np.ndarray]
-    width: int
+    context: Context
+    width: int  # of the encoder's vectors and the context's features together
 
     def load(self) -> Encoder:
         """The encoder itself."""
         return find_encoder(self.encoder).load(self.state)
+
+    def without_context(self, perturbation_id: str) -> np.ndarray:
+        """The condition vector (width,) float32 of a perturbation in no context."""
+        return np.append(self.vectors[perturbation_id], np.zeros(self.context.width, np.float32))
 
 
 def fit_conditions(config: RunConfig) -> Conditions:
@@ -36,11 +45,11 @@ def fit_conditions(config: RunConfig) -> Conditions:
     Perturbations without a vector go to quarantine; BadFractionError past perturbations.max_bad_fraction.
     """
     layout, storage = layout_of(config), storage_from(config.storage)
+    unused = ("dropout", "projection", "tokens", "hidden", "context_dropout")
+    told = config.perturbations.settings()
     settings = {
         "dataset": config.dataset.model_dump(mode="json"),
-        "perturbations": config.perturbations.model_dump(
-            mode="json", exclude={"dropout", "projection", "tokens", "hidden"}
-        ),
+        "perturbations": {key: value for key, value in told.items() if key not in unused},
     }
     uri = layout.of("conditions", "conditions.json")
     claim(storage, layout.of("conditions", "settings.json"), settings, "Conditions")
@@ -48,14 +57,18 @@ def fit_conditions(config: RunConfig) -> Conditions:
         storage.write_json(uri, _fit(config))
     stored = storage.read_json(uri)
     vectors = {name: np.array(vector, np.float32) for name, vector in stored["vectors"].items()}
-    return Conditions(stored["encoder"], stored["state"], vectors, int(stored["width"]))
+    context = load_context(stored)
+    width = int(stored["width"]) + context.width
+    return Conditions(stored["encoder"], stored["state"], vectors, context, width)
 
 
 def _fit(config: RunConfig) -> dict[str, Any]:
     layout, storage = layout_of(config), storage_from(config.storage)
     sites = read_sites(config)
     everything = from_rows(sites)
-    training = from_rows(sites.filter(pc.equal(sites["split"], "train")))
+    seen = sites.filter(pc.equal(sites["split"], "train"))
+    training = from_rows(seen)
+    context = Context.fit(config.perturbations.context, seen)
     kind = find_encoder(config.perturbations.encoder)
     options = build(kind.options, config.perturbations.options, "perturbations")
     encoder = kind.fit(options, training, storage)
@@ -80,6 +93,7 @@ def _fit(config: RunConfig) -> dict[str, Any]:
             for item, vector, reason in zip(everything, encoded.vectors, encoded.reasons, strict=True)
             if reason is None
         },
+        **context_state(context),
     }
 
 

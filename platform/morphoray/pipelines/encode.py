@@ -12,9 +12,10 @@ import pyarrow.compute as pc
 from morphoray import schema
 from morphoray.config import ImageConfig, RunConfig
 from morphoray.errors import BadFractionError, DataError, MissingObjectError
+from morphoray.imaging.channels import ChannelMapping
 from morphoray.pipelines.cluster import encode_resources, preflight, use_threads
-from morphoray.pipelines.codecs import codec_fingerprint, local_bundle_config
-from morphoray.pipelines.layout import RunLayout, claim, dataset_of, layout_of, storage_from
+from morphoray.pipelines.codecs import codec_fingerprint, image_channels, local_bundle_config
+from morphoray.pipelines.layout import RunLayout, claim, dataset_of, layout_of, mapping_of, storage_from
 from morphoray.pipelines.sites import read_sites
 from morphoray.pipelines.stream import Item, Progress, Stage, pack, stream, unpack
 from morphoray.seeds import fingerprint
@@ -35,6 +36,7 @@ class ReadPlan:
     """How a site becomes images: all that a reading task needs."""
 
     image: ImageConfig
+    mapping: ChannelMapping
     threads: int
     seed: int
 
@@ -81,7 +83,7 @@ def sites_to_encode(config: RunConfig) -> pa.Table:
 
 def read_plan(config: RunConfig) -> ReadPlan:
     """How the run's sites become images."""
-    return ReadPlan(config.image, config.encode.read_threads, config.seed)
+    return ReadPlan(config.image, mapping_of(config), config.encode.read_threads, config.seed)
 
 
 def latents_settings(config: RunConfig) -> dict[str, Any]:
@@ -158,11 +160,10 @@ def site_images(site: dict[str, Any], plan: ReadPlan, storage: Storage) -> np.nd
     Raises DataError with the reason it has none.
     """
     from morphoray.datasets.reading import read_site
-    from morphoray.imaging.channels import MAPPINGS
     from morphoray.imaging.crops import crop, crop_positions, resize_square
 
     settings, side = plan.image, plan.image.resolution
-    image = MAPPINGS[settings.mapping or ""].apply(read_site(site, settings, storage))
+    image = plan.mapping.apply(read_site(site, settings, storage))
     if settings.min_maximum is not None and image.max() < settings.min_maximum:
         raise DataError(
             f"{site['channel_uris'][0]}: too dark: the image's brightest pixel is {image.max()} of 255, "
@@ -222,7 +223,7 @@ class EncodePart:
         self._config = config
         self._device = "cuda" if torch.cuda.is_available() and config.encode.gpus_per_actor else "cpu"
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-        self._codec = vae_for(local_bundle_config(config), config.seed)
+        self._codec = vae_for(local_bundle_config(config), config.seed, image_channels(config))
         if config.encode.precision != "fp32":
             self._codec = self._codec.to(dtype[config.encode.precision])
         self._codec = self._codec.to(self._device)

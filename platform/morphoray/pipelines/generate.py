@@ -11,11 +11,15 @@ from morphoray import schema
 from morphoray.config import GenerationConfig, StorageConfig
 from morphoray.errors import DataError
 from morphoray.perturbations import find_encoder
-from morphoray.perturbations.base import Perturbation
+from morphoray.perturbations.base import CONTEXT_COLUMNS, Perturbation
+from morphoray.perturbations.context import load_context
 from morphoray.pipelines.layout import claim, storage_from
 from morphoray.pipelines.stream import Item, Progress, Stage, pack, stream, unpack
 from morphoray.seeds import fingerprint
 from morphoray.storage import Storage, join
+
+# Of an image, what is asked for.
+ASKED = pa.schema([schema.IMAGES.field(name) for name in ("perturbation_id", *CONTEXT_COLUMNS, "index")])
 
 
 @dataclass(frozen=True)
@@ -61,10 +65,14 @@ def known_perturbations(manifest: dict[str, Any]) -> list[Perturbation]:
 def vectors_for(
     manifest: dict[str, Any], items: Sequence[Perturbation]
 ) -> tuple[np.ndarray, list[str | None]]:
-    """Condition vectors (N, width) float32 by the bundle's own encoder, and reasons for rows without one."""
+    """Condition vectors (N, width) float32 by the bundle's own encoder, and reasons for rows without one.
+
+    A context that the bundle doesn't know is such a reason.
+    """
     condition = manifest["condition"]
     encoded = find_encoder(condition["encoder"]).load(condition["state"]).encode(items)
-    return encoded.vectors, encoded.reasons
+    extended = load_context(condition).extended(encoded, items)
+    return extended.vectors, extended.reasons
 
 
 def generate_images(
@@ -77,7 +85,8 @@ def generate_images(
 ) -> GenerateSummary:
     """Make generation.n images of every perturbation under `out`; the same call again goes on.
 
-    Images are IMAGES Parquet parts, and PNG files too where generation.format is png. Perturbations that
+    Images are IMAGES Parquet parts, and PNG files too where generation.format is png (a file a channel where
+    there are neither one nor three). Perturbations that
     the bundle can't encode go to out/quarantine.parquet. Raises FingerprintError for other settings in `out`.
     """
     storage = storage_from(storage_config)
@@ -90,6 +99,8 @@ def generate_images(
         "seed": seed,
         "perturbations": fingerprint([item.perturbation_id for item in items]),
     }
+    if any(len(item.identity) > 1 for item in items):
+        settings["context"] = fingerprint([list(item.identity) for item in items])
     claim(storage, join(out, "settings.json"), settings, "Images")
     good, quarantined = _encode_or_quarantine(storage, manifest, items, out)
     parts = plan_parts(good, generation)
@@ -121,8 +132,8 @@ def generate_images(
 
 def _encode_or_quarantine(
     storage: Storage, manifest: dict[str, Any], items: Sequence[Perturbation], out: str
-) -> tuple[list[tuple[str, np.ndarray]], int]:
-    """Ids and vectors of the items that can be encoded; the number of the others, now in quarantine."""
+) -> tuple[list[tuple[Perturbation, np.ndarray]], int]:
+    """The items that can be encoded and their vectors; the number of the others, now in quarantine."""
     vectors, reasons = vectors_for(manifest, items)
     bad = [
         {"stage": "generate", "item": item.perturbation_id, "uri": None, "reason": reason}
@@ -138,23 +149,21 @@ def _encode_or_quarantine(
         reason = bad[0]["reason"] if bad else "the list is empty"
         raise DataError(f"none of the {len(items)} perturbations can be encoded: {reason}")
     good = [
-        (item.perturbation_id, vector)
-        for item, vector, reason in zip(items, vectors, reasons, strict=True)
-        if reason is None
+        (item, vector) for item, vector, reason in zip(items, vectors, reasons, strict=True) if reason is None
     ]
     return good, len(bad)
 
 
-def plan_parts(good: Sequence[tuple[str, np.ndarray]], generation: GenerationConfig) -> list[Item]:
+def plan_parts(good: Sequence[tuple[Perturbation, np.ndarray]], generation: GenerationConfig) -> list[Item]:
     """Cut the (perturbation, index) pairs into parts of at most images_per_part, named by their contents."""
     size = generation.images_per_part
     chunks = [
-        (name, vector, start, min(size, generation.n - start))
-        for name, vector in good
+        (item, vector, start, min(size, generation.n - start))
+        for item, vector in good
         for start in range(0, generation.n, size)
     ]
     parts: list[Item] = []
-    group: list[tuple[str, np.ndarray, int, int]] = []
+    group: list[tuple[Perturbation, np.ndarray, int, int]] = []
     for chunk in chunks:
         if group and sum(entry[3] for entry in group) + chunk[3] > size:
             parts.append(_part(group))
@@ -165,12 +174,17 @@ def plan_parts(good: Sequence[tuple[str, np.ndarray]], generation: GenerationCon
     return parts
 
 
-def _part(group: Sequence[tuple[str, np.ndarray, int, int]]) -> Item:
-    told = [[name, start, count] for name, _, start, count in group]
+def _part(group: Sequence[tuple[Perturbation, np.ndarray, int, int]]) -> Item:
+    told = [[*item.identity, start, count] for item, _, start, count in group]
+    asked = [
+        {"perturbation_id": item.perturbation_id, "index": start + offset}
+        | {name: getattr(item, name) for name in CONTEXT_COLUMNS}
+        for item, _, start, count in group
+        for offset in range(count)
+    ]
     return {
         "name": f"part-{fingerprint(told)}",
-        "ids": [name for name, _, _, count in group for _ in range(count)],
-        "indices": [start + offset for _, _, start, count in group for offset in range(count)],
+        "asked": pack(pa.Table.from_pylist(asked, schema=ASKED)),
         "vectors": b"".join(
             np.asarray(vector, np.float32).tobytes() * count for _, vector, _, count in group
         ),
@@ -202,24 +216,27 @@ class GeneratePart:
     def __call__(self, item: Item) -> Item:
         """The part's IMAGES table, packed."""
         from morphoray.diffusion.generate import ImageRequest, generate, image_seed
-        from morphoray.imaging.png import encode_png
+        from morphoray.imaging.png import encode_image
 
-        ids, indices = list(item["ids"]), [int(index) for index in item["indices"]]
-        vectors = np.frombuffer(item["vectors"], np.float32).reshape(len(ids), -1)
-        requests = [ImageRequest(*row) for row in zip(ids, vectors, indices, strict=True)]
-        settings = self._settings
+        asked = unpack(item["asked"]).to_pylist()
+        vectors = np.frombuffer(item["vectors"], np.float32).reshape(len(asked), -1)
+        requests = [
+            ImageRequest(row["perturbation_id"], vector, row["index"])
+            for row, vector in zip(asked, vectors, strict=True)
+        ]
+        settings, channels = self._settings, self._bundle.mapping.outputs
+        images = generate(self._bundle, requests, settings)
         rows = [
-            {
-                "perturbation_id": request.perturbation_id,
-                "index": request.index,
+            row
+            | {
                 "seed": image_seed(settings, request),
                 "sampler": settings.sampler,
                 "steps": settings.steps,
                 "guidance_scale": settings.guidance_scale,
-                "image": encode_png(image, 1),
+                "image": encode_image(image, channels, 1),
                 "bundle_fingerprint": self._bundle.fingerprint,
             }
-            for request, image in zip(requests, generate(self._bundle, requests, settings), strict=True)
+            for row, request, image in zip(asked, requests, images, strict=True)
         ]
         table = schema.stamp(pa.Table.from_pylist(rows, schema=schema.IMAGES), self._bundle.fingerprint)
         return {"name": item["name"], "table": pack(table), "count": len(rows)}
@@ -229,26 +246,43 @@ def write_images(item: Item, storage: Storage, out: str, as_png: bool) -> Item:
     """Write a part: PNG files first where asked for, the Parquet part, which marks it as done, last."""
     table = unpack(item["table"])
     if as_png:
-        for row in table.select(["perturbation_id", "index", "image"]).to_pylist():
-            name = f"{row['index']:05d}.png"
-            storage.write_bytes(join(out, "png", safe_name(row["perturbation_id"]), name), row["image"])
+        for row in table.select([*ASKED.names, "image"]).to_pylist():
+            context = {name: row[name] for name in CONTEXT_COLUMNS}
+            asked = Perturbation(row["perturbation_id"], "any", **context)
+            folder = join(out, "png", *map(safe_name, asked.identity))
+            for name, data in png_files(row["index"], row["image"]):
+                storage.write_bytes(join(folder, name), data)
     storage.write_table(join(out, "parts", f"{item['name']}.parquet"), table)
     return {"count": item["count"]}
 
 
+def png_files(index: int, image: bytes) -> list[tuple[str, bytes]]:
+    """An image's files by name: the PNG, or one for each channel of a stack, for one 00003_w2_er.png."""
+    from morphoray.imaging.png import decode_channels, encode_png
+
+    pixels, channels = decode_channels(image)
+    if not channels:
+        return [(f"{index:05d}.png", image)]
+    return [
+        (f"{index:05d}_w{place + 1}_{safe_name(name)}.png", encode_png(pixels[place : place + 1], 1))
+        for place, name in enumerate(channels)
+    ]
+
+
 def safe_name(perturbation_id: str) -> str:
-    """A perturbation_id as one path segment: bytes outside letters, digits, '.', '_' and '-' as %XX."""
+    """A name as one path segment: bytes outside letters, digits, '.', '_' and '-' as %XX."""
     from urllib.parse import quote
 
     return quote(perturbation_id, safe="").replace("~", "%7E") if perturbation_id.strip(".") else "%2E"
 
 
 def read_images(storage: Storage, out: str, perturbation_id: str | None = None) -> pa.Table:
-    """The IMAGES table under `out`, sorted by perturbation and index."""
+    """The IMAGES table under `out`, sorted by perturbation, context and index."""
     uris = storage.list_files(join(out, "parts"), suffix=".parquet")
     if not uris:
         raise DataError(f"{out}: found no parts of generated images.")
-    table = pa.concat_tables([storage.read_table(uri) for uri in uris])
+    tables = [schema.IMAGES.empty_table(), *(storage.read_table(uri) for uri in uris)]
+    table = pa.concat_tables(tables, promote_options="default")  # parts made before there was a context
     if perturbation_id is not None:
         table = table.filter(pa.compute.equal(table["perturbation_id"], perturbation_id))
-    return table.sort_by([("perturbation_id", "ascending"), ("index", "ascending")])
+    return table.sort_by([(name, "ascending") for name in ASKED.names])

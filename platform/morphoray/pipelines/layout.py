@@ -7,6 +7,7 @@ from morphoray.config import SHIPPED, DatasetConfig, RunConfig, StorageConfig, b
 from morphoray.datasets import find_dataset
 from morphoray.datasets.base import Dataset
 from morphoray.errors import ConfigError, FingerprintError
+from morphoray.imaging.channels import ChannelMapping, find_mapping
 from morphoray.perturbations import find_encoder
 from morphoray.storage import Storage, absolute, join
 
@@ -60,10 +61,12 @@ class RunLayout:
 def resolve(config: RunConfig) -> RunConfig:
     """Complete the parts that name a registry entry: absolute URIs, importer and encoder options.
 
-    Raises ConfigError for an unknown dataset, encoder or option.
+    Raises ConfigError for an unknown dataset, encoder, option or channel.
     """
     dataset = find_dataset(config.dataset.name)
-    options = build(dataset.options, config.dataset.options, "dataset").model_dump(mode="json")
+    options = build(dataset.options, config.dataset.options, "dataset")
+    if options.is_random and options.held_out_seed is None:
+        options = options.model_copy(update={"held_out_seed": config.seed})
     source = config.dataset.source
     root = absolute(config.run_dir)
     data = absolute(config.data_dir or config.run_dir)
@@ -83,14 +86,22 @@ def resolve(config: RunConfig) -> RunConfig:
         "name": config.dataset.name,
         "source": absolute(source),
         "storage": values["dataset"]["storage"],
-        **options,
+        **options.model_dump(mode="json"),
     }
     values["perturbations"] = perturbations | encoder_options.model_dump(mode="json")
     for key in ("source", "vae"):  # Ray Train workers have another working directory
         if values["bundle"][key] and values["bundle"][key] != SHIPPED:
             values["bundle"][key] = absolute(values["bundle"][key])
-    values["image"]["mapping"] = config.image.mapping or dataset.mapping
+    found = find_mapping(config.image.mapping, dataset.channel_names(options), dataset.mapping)
+    if config.image.mapping is None:
+        values["image"]["mapping"] = found.name
     return build(RunConfig, values, "")
+
+
+def mapping_of(config: RunConfig) -> ChannelMapping:
+    """The run's channel mapping. Raises ConfigError for one that the dataset's channels don't fit."""
+    dataset, options, _ = dataset_of(config)
+    return find_mapping(config.image.mapping, dataset.channel_names(options), dataset.mapping)
 
 
 def dataset_of(config: RunConfig) -> tuple[Dataset, Any, Storage]:

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from morphoray.config import RunConfig
 from morphoray.diffusion.bundle import Bundle, save_bundle
 from morphoray.diffusion.generate import ImageRequest, SamplerSettings, generate
@@ -111,7 +109,9 @@ class Recorder:
         """A grid of images from the averaged weights: a row a perturbation, to samples/step-….png."""
         names = sorted(self._conditions.vectors)[:4]
         requests = [
-            ImageRequest(name, self._conditions.vectors[name], index) for name in names for index in range(8)
+            ImageRequest(name, self._conditions.without_context(name), index)
+            for name in names
+            for index in range(8)
         ]
         settings = SamplerSettings(
             "dpmsolver++", 15, 1.0, self._config.seed, self._config.image.resolution, batch_size=16
@@ -120,11 +120,12 @@ class Recorder:
         state.ema.store(parameters)
         state.ema.copy_to(parameters)
         try:
-            images = list(generate(self._bundle, requests, settings))
+            mapping = self._bundle.mapping
+            images = [mapping.render(image) for image in generate(self._bundle, requests, settings)]
         finally:
             state.ema.restore(parameters)
             state.model.train()
-        png = encode_png(grid([np.asarray(image) for image in images], 8))
+        png = encode_png(grid(images, 8), text={"Channels": mapping.legend})
         self._storage.write_bytes(self._layout.of("samples", f"step-{state.step:08d}.png"), png)
 
     def finish(self, state: TrainingState) -> None:

@@ -1,8 +1,7 @@
 """The main job: import, encode, train and a grid of generated images, skipping what is done."""
 
-import numpy as np
-
 from morphoray.config import RunConfig
+from morphoray.imaging.channels import bundle_mapping
 from morphoray.imaging.png import decode_png, encode_png, grid
 from morphoray.pipelines.cluster import connected, generate_resources, preflight
 from morphoray.pipelines.encode import EncodeSummary, encode
@@ -14,6 +13,7 @@ from morphoray.pipelines.generate import (
     read_manifest,
 )
 from morphoray.pipelines.layout import layout_of, resolve, storage_from
+from morphoray.pipelines.overview import write_overview
 from morphoray.pipelines.sites import import_sites
 from morphoray.pipelines.train import TrainSummary, train
 
@@ -26,11 +26,14 @@ def save_config(config: RunConfig) -> None:
 
 
 def run_import(config: RunConfig) -> RunConfig:
-    """Resolve the configuration and import its dataset; prints what was found."""
+    """Resolve the configuration and import its dataset; prints what was found and draws an overview."""
     config = resolve(config)
     imported = import_sites(config)
     save_config(config)
-    print(imported.summary if imported else f"import: SITES are there, {layout_of(config).sites}", flush=True)
+    if imported is None:
+        print(f"import: SITES are there, {layout_of(config).sites}", flush=True)
+    else:
+        print(f"{imported.summary}\n  {write_overview(config, imported.sites)}", flush=True)
     return config
 
 
@@ -79,11 +82,12 @@ def sample_grid(config: RunConfig, bundle: str) -> str:
     preflight("generate", generate_resources(config))
     generate_images(bundle, chosen, out, generation, config.seed, config.storage)
     table = read_images(storage, out)
-    images = [decode_png(data) for data in table["image"].to_pylist()]
+    mapping = bundle_mapping(manifest)
+    images = [mapping.render(decode_png(data)) for data in table["image"].to_pylist()]
     uri = layout.of("samples", "final.png")
-    storage.write_bytes(uri, encode_png(grid([np.asarray(image) for image in images], generation.n)))
+    storage.write_bytes(uri, encode_png(grid(images, generation.n), text={"Channels": mapping.legend}))
     names = ", ".join(item.perturbation_id for item in sorted(chosen, key=lambda item: item.perturbation_id))
-    print(f"samples: {uri} (rows: {names})", flush=True)
+    print(f"samples: {uri} (rows: {names}; channels: {mapping.legend})", flush=True)
     return uri
 
 

@@ -6,16 +6,18 @@ from, and are led by, the same noise. The difference between them is then the mo
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from morphoray import schema
-from morphoray.config import RunConfig
+from morphoray.config import RunConfig, ScreenConfig
 from morphoray.errors import ConfigError
-from morphoray.perturbations.base import Perturbation
+from morphoray.imaging.channels import bundle_mapping
+from morphoray.perturbations.base import CONTEXT_COLUMNS, Perturbation
+from morphoray.perturbations.context import load_context
 from morphoray.pipelines.cluster import connected, generate_resources, preflight
 from morphoray.pipelines.generate import known_perturbations, read_manifest, vectors_for
 from morphoray.pipelines.layout import claim, layout_of, storage_from
@@ -48,7 +50,7 @@ def run_screen(config: RunConfig, address: str | None = None) -> ScreenSummary:
     if section.library is None:
         raise ConfigError("screen.library: missing. Which .smi, .csv or Parquet file is to be screened?")
     manifest = read_manifest(storage, layout.bundle)
-    control = find_control(manifest, section.control)
+    control = find_control(manifest, section)
     molecules = read_library(absolute(section.library), storage)
     out = absolute(section.out) if section.out else layout.of("screen")
     settings = _settings(config, manifest, control, molecules)
@@ -65,12 +67,16 @@ def run_screen(config: RunConfig, address: str | None = None) -> ScreenSummary:
     if finished_before:
         print(f"screen: was finished before, nothing to do: {hits}", flush=True)
     else:
-        _collect(storage, out, parts, molecules, manifest["fingerprint"], fingerprint(settings))
+        legend = bundle_mapping(manifest).legend
+        _collect(storage, out, parts, molecules, manifest["fingerprint"], fingerprint(settings), legend)
     return _report(storage, out, finished_before)
 
 
-def find_control(manifest: dict[str, Any], name: str | None) -> Perturbation:
-    """The control the molecules are held against, and that the bundle can encode both. ConfigError if not."""
+def find_control(manifest: dict[str, Any], section: ScreenConfig) -> Perturbation:
+    """The control the molecules are held against, in the screen's context.
+
+    Raises ConfigError when the bundle can't encode it, new molecules or the context.
+    """
     encoder = manifest["condition"]["encoder"]
     if encoder != "rdkit":
         raise ConfigError(
@@ -78,16 +84,20 @@ def find_control(manifest: dict[str, Any], name: str | None) -> Perturbation:
             "'rdkit'. Train a bundle with perturbations.encoder: rdkit."
         )
     known = {item.perturbation_id: item for item in known_perturbations(manifest)}
-    name = name or manifest.get("control")
+    name = section.control or manifest.get("control")
     if name not in known:
         raise ConfigError(
             f"screen.control: found {name!r}, expected a perturbation the bundle knows: "
             f"{', '.join(sorted(known)[:20])}{', …' if len(known) > 20 else ''}."
         )
-    _, (reason,) = vectors_for(manifest, [known[name]])
+    control = replace(known[name], cell_type=section.cell_type, experiment=section.experiment)
+    refusal = load_context(manifest["condition"]).refusal(control)
+    if refusal is not None:
+        raise ConfigError(f"screen.{refusal}.")
+    _, (reason,) = vectors_for(manifest, [control])
     if reason is not None:
         raise ConfigError(f"screen.control: {reason}. Choose another control.")
-    return known[name]
+    return control
 
 
 def _settings(
@@ -95,11 +105,17 @@ def _settings(
 ) -> dict[str, Any]:
     """What the scores depend on."""
     section, generation = config.screen, config.generation
+    unused = {
+        "library",
+        "out",
+        "control",
+        *(name for name in CONTEXT_COLUMNS if getattr(section, name) is None),
+    }
     return {
         "bundle": manifest["fingerprint"],
         "library": library_fingerprint(molecules),
         "control": control.perturbation_id,
-        "screen": section.model_dump(mode="json", exclude={"library", "out", "control"}),
+        "screen": section.model_dump(mode="json", exclude=unused),
         "generation": generation.model_dump(
             mode="json", include={"sampler", "steps", "guidance_scale", "precision"}
         ),
@@ -152,7 +168,13 @@ def write_part(item: Item, storage: Storage, out: str) -> Item:
 
 
 def _collect(
-    storage: Storage, out: str, parts: list[Item], molecules: list[Molecule], bundle: str, made_by: str
+    storage: Storage,
+    out: str,
+    parts: list[Item],
+    molecules: list[Molecule],
+    bundle: str,
+    made_by: str,
+    legend: str,
 ) -> None:
     """Rank all parts: top.png, then hits.parquet, which marks the screen as done."""
     from morphoray.imaging.png import decode_png, encode_png, grid
@@ -173,7 +195,7 @@ def _collect(
             pictures |= {row["line"]: row["images"] for row in found.to_pylist()}
         images = [decode_png(data) for line in lines for data in pictures[line]]
         sheet = grid(images, columns=len(pictures[0]))
-        storage.write_bytes(join(out, "top.png"), encode_png(sheet))
+        storage.write_bytes(join(out, "top.png"), encode_png(sheet, text={"Channels": legend}))
     storage.write_table(join(out, "hits.parquet"), schema.stamp(table, made_by))
 
 

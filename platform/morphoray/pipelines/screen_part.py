@@ -19,7 +19,7 @@ TOP, COLUMNS = 5, 8  # molecules in the final picture, and images of each
 PART = pa.schema(
     [
         *(field for field in schema.HITS if field.name not in ("rank", "bundle_fingerprint")),
-        # PNG, of the part's best only, since the best of all are among these; line 0 is the control.
+        # PNG in RGB, of the part's best only, since the best of all are among these; line 0 is the control.
         pa.field("images", pa.list_(pa.binary())),
     ]
 )
@@ -36,7 +36,8 @@ class ScreenPart:
         self._section: ScreenConfig = config.screen
         self._bundle = load(storage, layout_of(config).bundle, use_gpu=generation.gpus_per_actor > 0)
         device = next(self._bundle.denoiser.parameters()).device.type
-        self._features = load_extractor(config.screen.extractor, device, storage)
+        channels = self._bundle.mapping.outputs
+        self._features = load_extractor(config.screen.extractor, device, storage, channels)
         self._sampling = SamplerSettings(
             sampler=generation.sampler,
             steps=generation.steps,
@@ -52,7 +53,7 @@ class ScreenPart:
         self._control = self._features(self._control_images)
 
     def _images(self, vectors: np.ndarray) -> np.ndarray:
-        """n images of each of the vectors (N, width), as uint8 (N x n, 3, H, W)."""
+        """n images of each of the vectors (N, width), as uint8 (N x n, K, H, W)."""
         from morphoray.diffusion.generate import ImageRequest, generate
 
         requests = [ImageRequest(NOISE, vector, i) for vector in vectors for i in range(self._section.n)]
@@ -62,7 +63,14 @@ class ScreenPart:
         """The part's rows of PART."""
         n, names = self._section.n, list(item["ids"])
         asked = [
-            Perturbation(name, "compound", str(smiles), concentration_um=self._section.concentration_um)
+            Perturbation(
+                name,
+                "compound",
+                str(smiles),
+                concentration_um=self._section.concentration_um,
+                cell_type=self._section.cell_type,
+                experiment=self._section.experiment,
+            )
             for name, smiles in zip(names, item["smiles"], strict=True)
         ]
         vectors, reasons = vectors_for(self._bundle.manifest, asked)
@@ -79,21 +87,20 @@ class ScreenPart:
                 rows[index] |= {"score": score, "score_std": error, "n_generated": n}
             order = sorted(range(len(good)), key=lambda place: -rows[good[place]]["score"])
             for place in order[:TOP]:
-                rows[good[place]]["images"] = _encoded(images[place])
+                rows[good[place]]["images"] = self._pictures(images[place])
         if item["with_control"]:
             control = part_row(0, self._control_id, "", "the control")
-            rows.append(control | {"n_generated": n, "images": _encoded(self._control_images)})
+            rows.append(control | {"n_generated": n, "images": self._pictures(self._control_images)})
         table = schema.stamp(pa.Table.from_pylist(rows, schema=PART), self._bundle.fingerprint)
         return {"name": item["name"], "table": pack(table), "count": len(names)}
+
+    def _pictures(self, images: np.ndarray) -> list[bytes]:
+        from morphoray.imaging.png import encode_png
+
+        return [encode_png(self._bundle.mapping.render(image)) for image in images[:COLUMNS]]
 
 
 def part_row(line: int, name: str, smiles: str, reason: str | None) -> dict[str, Any]:
     """A row of PART without a score."""
     nothing = {"score": None, "score_std": None, "n_generated": 0, "images": None}
     return {"line": line, "molecule_id": name, "smiles": smiles, "reason": reason, **nothing}
-
-
-def _encoded(images: np.ndarray) -> list[bytes]:
-    from morphoray.imaging.png import encode_png
-
-    return [encode_png(image) for image in images[:COLUMNS]]

@@ -74,10 +74,12 @@ def _add_information(app: FastAPI, catalog: Catalog, ready: Ready, authorised: A
 
     @app.get("/v1/bundles", dependencies=[authorised])
     async def bundles() -> list[dict[str, Any]]:
-        """The bundles, their sampling defaults and the perturbations they know."""
+        """The bundles: channels, sampling defaults, perturbations and levels of context that they know."""
         keys = ("fingerprint", "resolution", "control", "sampling", "perturbations")
         return [
             {"name": name, "encoder": manifest["condition"]["encoder"]}
+            | {"channels": catalog.mappings[name].outputs, "shown": catalog.mappings[name].legend}
+            | {"context": manifest["condition"].get("context", {})}
             | {key: manifest.get(key) for key in keys}
             for name, manifest in catalog.manifests.items()
         ]
@@ -105,7 +107,7 @@ def _add_images(app: FastAPI, catalog: Catalog, make_images: MakeImages, authori
         headers = _headers(catalog, work[0], made, encoded_s, time.perf_counter() - started)
         if as_png:
             return Response(made[0].png, media_type="image/png", headers=headers)
-        return JSONResponse(_body(catalog, work, made).model_dump(), headers=headers)
+        return JSONResponse(_body(catalog, work, made).model_dump(exclude_none=True), headers=headers)
 
 
 def _headers(
@@ -119,7 +121,7 @@ def _headers(
     }
     return {
         "X-Morphoray-Bundle": str(catalog.manifests[work.sampling.bundle]["fingerprint"]),
-        "X-Morphoray-Perturbation": quote(work.perturbation_id),
+        "X-Morphoray-Perturbation": quote(work.perturbation.perturbation_id),
         "X-Morphoray-Seed": str(work.seed),
         "X-Morphoray-Batch": str(max(item.batch_size for item in made)),
         "Server-Timing": ", ".join(f"{name};dur={1000 * value:.1f}" for name, value in timings.items()),
@@ -132,12 +134,15 @@ def _body(catalog: Catalog, work: list[Work], made: list[Made]) -> ImagesRespons
     return ImagesResponse(
         bundle=first.sampling.bundle,
         bundle_fingerprint=str(manifest["fingerprint"]),
-        perturbation_id=first.perturbation_id,
+        perturbation_id=first.perturbation.perturbation_id,
+        cell_type=first.perturbation.cell_type,
+        experiment=first.perturbation.experiment,
         seed=first.seed,
         sampler=first.sampling.sampler,
         steps=first.sampling.steps,
         guidance_scale=first.sampling.guidance_scale,
         resolution=int(manifest["resolution"]),
+        channels=list(catalog.mappings[first.sampling.bundle].outputs),
         images=[
             ImageOut(index=item.index, png=base64.b64encode(image.png).decode())
             for item, image in zip(work, made, strict=True)

@@ -82,7 +82,7 @@ class ImageGenerator:
 
     def _sample(self, sampling: Sampling, group: list[Work]) -> list[bytes]:
         from morphoray.diffusion.generate import ImageRequest, SamplerSettings, generate
-        from morphoray.imaging.png import encode_png
+        from morphoray.imaging.png import encode_image, encode_png
 
         bundle = self._bundles[sampling.bundle]
         settings = SamplerSettings(
@@ -93,8 +93,17 @@ class ImageGenerator:
             batch_size=self._args.max_batch_size,
             precision=self._args.precision,
         )
-        requests = [ImageRequest(item.perturbation_id, item.vector, item.index, item.seed) for item in group]
-        return [encode_png(image) for image in generate(bundle, requests, settings)]
+        requests = [
+            ImageRequest(item.perturbation.perturbation_id, item.vector, item.index, item.seed)
+            for item in group
+        ]
+        mapping, images = bundle.mapping, generate(bundle, requests, settings)
+        return [
+            encode_image(image, mapping.outputs)
+            if item.raw or len(image) == 1
+            else encode_png(mapping.render(image))
+            for item, image in zip(group, images, strict=True)
+        ]
 
 
 @serve.deployment(

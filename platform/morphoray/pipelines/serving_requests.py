@@ -2,14 +2,16 @@
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from morphoray.imaging.channels import bundle_mapping
 from morphoray.perturbations import find_encoder
 from morphoray.perturbations.base import Encoder, Perturbation
+from morphoray.perturbations.context import load_context
 from morphoray.pipelines.generate import known_perturbations, read_manifest
 from morphoray.storage import Storage
 
@@ -33,13 +35,19 @@ class ImagesRequest(BaseModel):
     perturbation_id: str | None = Field(None, min_length=1, max_length=5000)
     smiles: str | None = Field(None, min_length=1, max_length=5000)
     concentration_um: float | None = Field(None, ge=0, allow_inf_nan=False, description="micromolar")
+    cell_type: str | None = Field(None, min_length=1, max_length=200, description="default: any of them")
+    experiment: str | None = Field(None, min_length=1, max_length=200, description="default: any of them")
     n: int = Field(1, ge=1, le=MAX_IMAGES, description="how many images")
     seed: int = Field(0, ge=0, le=2**53 - 1)
     index_start: int = Field(0, ge=0, le=2**31 - 1 - MAX_IMAGES, description="the first image's index")
     sampler: Literal["ddpm", "ddim", "dpmsolver++"] | None = Field(None, description="default: the bundle's")
     steps: int | None = Field(None, ge=1, le=250, description="default: the bundle's")
     guidance_scale: float | None = Field(None, ge=0, le=30, description="default: the bundle's")
-    format: Literal["png"] = "png"
+    format: Literal["png", "channels"] = Field(
+        "png",
+        description="png: to look at, in RGB; channels: the bundle's channels as they are, a grey PNG of "
+        "planes one below the other where there are neither one nor three",
+    )
 
     @model_validator(mode="after")
     def _one_perturbation(self) -> "ImagesRequest":
@@ -64,11 +72,14 @@ class ImagesResponse(BaseModel):
     bundle: str
     bundle_fingerprint: str
     perturbation_id: str
+    cell_type: str | None = Field(None, description="absent: none was asked for")
+    experiment: str | None = Field(None, description="absent: none was asked for")
     seed: int
     sampler: str
     steps: int
     guidance_scale: float
     resolution: int
+    channels: list[str] = Field(description="of the bundle's images, in order")
     images: list[ImageOut]
 
 
@@ -84,13 +95,14 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Work:
-    """One image to make: vector (width,) float32; seed and index choose its noise."""
+    """One image to make: vector (width,) float32; seed and index choose its noise; raw: not in RGB."""
 
     sampling: Sampling
-    perturbation_id: str
+    perturbation: Perturbation
     vector: np.ndarray
     index: int
     seed: int
+    raw: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,6 +120,7 @@ class Catalog:
 
     def __init__(self, storage: Storage, bundles: Mapping[str, str]) -> None:
         self.manifests = {name: read_manifest(storage, uri) for name, uri in bundles.items()}
+        self.mappings = {name: bundle_mapping(manifest) for name, manifest in self.manifests.items()}
         self._known = {
             name: {item.perturbation_id: item for item in known_perturbations(manifest)}
             for name, manifest in self.manifests.items()
@@ -120,15 +133,20 @@ class Catalog:
     def work(self, request: ImagesRequest) -> list[Work]:
         """One Work an image. An image of a SMILES has the SMILES as its perturbation_id.
 
-        Raises ServiceError: 404 for an unknown bundle or perturbation, 422 for one without a vector.
+        Raises ServiceError: 404 for an unknown bundle or perturbation, 422 for one without a vector or for a
+        context that the bundle doesn't know.
         """
         name = self._bundle(request.bundle)
         item = self._perturbation(name, request)
+        item = replace(item, cell_type=request.cell_type, experiment=request.experiment)
         encoded = self._encoders[name].encode([item])
-        (vector,), (reason,) = encoded.vectors, encoded.reasons
-        if reason is not None:
+        if encoded.reasons[0] is not None:
             unknown = item.perturbation_id not in self._known[name] and request.smiles is None
-            raise ServiceError(404 if unknown else 422, f"bundle {name!r}: {reason}")
+            raise ServiceError(404 if unknown else 422, f"bundle {name!r}: {encoded.reasons[0]}")
+        extended = load_context(self.manifests[name]["condition"]).extended(encoded, [item])
+        (vector,), (refusal,) = extended.vectors, extended.reasons
+        if refusal is not None:
+            raise ServiceError(422, f"bundle {name!r}: {refusal}")
         usual: dict[str, Any] = self.manifests[name].get("sampling", {})
         sampling = Sampling(
             name,
@@ -137,7 +155,8 @@ class Catalog:
             usual.get("guidance_scale", 1.0) if request.guidance_scale is None else request.guidance_scale,
         )
         indices = range(request.index_start, request.index_start + request.n)
-        return [Work(sampling, item.perturbation_id, vector, index, request.seed) for index in indices]
+        raw = request.format == "channels"
+        return [Work(sampling, item, vector, index, request.seed, raw) for index in indices]
 
     def _bundle(self, name: str | None) -> str:
         names = list(self.manifests)

@@ -9,14 +9,15 @@ from morphoray.pipelines.layout import claim, dataset_of, layout_of, storage_fro
 
 
 def import_sites(config: RunConfig) -> Imported | None:
-    """Read the run's dataset and store SITES and its quarantine; None if that has been done already.
+    """Read the run's dataset; store its quarantine and SITES. None if that is done.
 
     Raises FingerprintError if SITES under this run_dir come from other dataset settings.
     """
     layout, storage = layout_of(config), storage_from(config.storage)
     settings = {"dataset": config.dataset.model_dump(mode="json")}
-    claim(storage, layout.of_data("sites", "settings.json"), settings, "SITES")
+    described = layout.of_data("sites", "settings.json")
     if storage.exists(layout.sites):
+        claim(storage, described, settings, "SITES")
         return None
     dataset, options, source_storage = dataset_of(config)
     imported = dataset.read(str(config.dataset.source), source_storage, options)
@@ -24,6 +25,7 @@ def import_sites(config: RunConfig) -> Imported | None:
     if len(imported.quarantine):
         quarantine = schema.stamp(imported.quarantine, made_by)
         storage.write_table(layout.of_data("quarantine", "import.parquet"), quarantine)
+    storage.write_json(described, settings)
     storage.write_table(layout.sites, schema.stamp(imported.sites, made_by))
     return imported
 

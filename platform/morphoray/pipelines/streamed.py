@@ -13,6 +13,7 @@ from ray.train import DataConfig
 from morphoray import schema
 from morphoray.config import RunConfig
 from morphoray.errors import DataError
+from morphoray.perturbations.base import CONTEXT_COLUMNS
 from morphoray.pipelines.ahead import run_few_ahead
 from morphoray.pipelines.checkpoints import Checkpoints
 from morphoray.pipelines.cluster import STREAM_READ_CPUS
@@ -43,6 +44,7 @@ BLOCK = pa.schema(
         pa.field("number", pa.int32()),
         pa.field("seed", pa.int64()),  # null in the only row of a part without an image
         pa.field("perturbation_id", pa.string()),
+        *(pa.field(name, pa.string()) for name in CONTEXT_COLUMNS),
         pa.field("latent_mean", pa.binary()),
         pa.field("latent_std", pa.binary()),
         pa.field("bad", pa.list_(pa.string())),  # in the first row: the part's sites without an image
@@ -129,8 +131,8 @@ class EncodeBlock:
         return pa.Table.from_pylist(rows, schema=BLOCK)
 
     def _rows(self, latents: pa.Table, place: dict[str, Any]) -> list[dict[str, Any]]:
-        names = ("site_id", "crop", "view", "perturbation_id")
-        columns = {name: latents[name].to_pylist() for name in names}
+        columns = {name: latents[name].to_pylist() for name in ("site_id", "crop", "view")}
+        told = latents.select(["perturbation_id", *CONTEXT_COLUMNS]).to_pylist()
         means, stds = (
             latents[name].combine_chunks().to_numpy_ndarray() for name in ("latent_mean", "latent_std")
         )
@@ -138,11 +140,11 @@ class EncodeBlock:
             place
             | {
                 "seed": sample_seed(self._config.seed, place["epoch"], site, crop, view),
-                "perturbation_id": perturbation,
                 "latent_mean": mean.tobytes(),
                 "latent_std": std.tobytes(),
             }
-            for site, crop, view, perturbation, mean, std in zip(*columns.values(), means, stds, strict=True)
+            | row
+            for site, crop, view, row, mean, std in zip(*columns.values(), told, means, stds, strict=True)
         ]
         return sorted(rows, key=lambda row: int(row["seed"]))
 
@@ -214,7 +216,8 @@ def open_stream(
     used = set(parts.sites["perturbation_id"].unique().to_pylist())
     vectors = {name: vector for name, vector in conditions.vectors.items() if name in used}
     consumed = Consumed.load(parts.per_epoch, told)
-    return Streamed(blocks(ray.train.get_dataset_shard(NAME)), shape, vectors, parts.samples, consumed, check)
+    arriving = blocks(ray.train.get_dataset_shard(NAME))
+    return Streamed(arriving, shape, vectors, parts.samples, consumed, check, conditions.context)
 
 
 def blocks(shard: Any) -> Iterator[Block]:
@@ -231,4 +234,5 @@ def blocks(shard: Any) -> Iterator[Block]:
             columns["latent_mean"],
             columns["latent_std"],
             columns["bad"][0] or [],
+            {name: columns[name] for name in CONTEXT_COLUMNS},
         )

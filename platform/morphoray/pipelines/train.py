@@ -6,15 +6,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.compute as pc
+
 from morphoray.config import RunConfig, build
-from morphoray.datasets import find_dataset
+from morphoray.datasets.splits import TRAIN
 from morphoray.errors import MorphorayError
 from morphoray.perturbations.base import from_rows
+from morphoray.perturbations.context import context_state
 from morphoray.pipelines.cluster import preflight, train_resources
-from morphoray.pipelines.codecs import local_bundle_config
+from morphoray.pipelines.codecs import image_channels, local_bundle_config
 from morphoray.pipelines.conditions import Conditions, fit_conditions
 from morphoray.pipelines.encode import latents_settings
-from morphoray.pipelines.layout import claim, layout_of, storage_from
+from morphoray.pipelines.layout import claim, layout_of, mapping_of, storage_from
 from morphoray.pipelines.sites import read_sites
 from morphoray.pipelines.training_data import open_training_data
 from morphoray.seeds import fingerprint
@@ -60,7 +63,7 @@ def training_settings(config: RunConfig) -> dict[str, Any]:
         placement.add("shuffle_window")
     return {
         "latents": fingerprint(latents_settings(config)),
-        "perturbations": config.perturbations.model_dump(mode="json"),
+        "perturbations": config.perturbations.settings(),
         "bundle": config.bundle.model_dump(mode="json"),
         "training": config.training.model_dump(mode="json", exclude=placement),
         "seed": config.seed,
@@ -149,8 +152,18 @@ def train_worker(arguments: dict[str, Any]) -> None:
                 flush=True,
             )
         hooks = Hooks(recorder.log, recorder.save, recorder.sample, recorder.check)
-        dropout = config.perturbations.dropout
-        run_loop(bundle, data, training, config.seed, dropout, accelerator, state, hooks)
+        asked = config.perturbations
+        run_loop(
+            bundle,
+            data,
+            training,
+            config.seed,
+            asked.dropout,
+            accelerator,
+            state,
+            hooks,
+            asked.context_dropout,
+        )
         if main:
             recorder.finish(state)
 
@@ -190,7 +203,12 @@ def _fresh_bundle(config: RunConfig, conditions: Conditions) -> "Bundle":
         "hidden": config.perturbations.hidden,
     }
     bundle = new_bundle(
-        local_bundle_config(config), config.image.resolution, conditions.width, projection, config.seed
+        local_bundle_config(config),
+        config.image.resolution,
+        conditions.width,
+        projection,
+        config.seed,
+        image_channels(config),
     )
     bundle.manifest = manifest_of(config, conditions)
     return bundle
@@ -199,14 +217,19 @@ def _fresh_bundle(config: RunConfig, conditions: Conditions) -> "Bundle":
 def manifest_of(config: RunConfig, conditions: Conditions) -> dict[str, Any]:
     """What a bundle says of itself in morphoray.json, but for its projection, steps and fingerprint."""
     sites = read_sites(config)
-    splits = dict(zip(sites["perturbation_id"].to_pylist(), sites["split"].to_pylist(), strict=True))
+    seen = set(sites.filter(pc.equal(sites["split"], TRAIN))["perturbation_id"].unique().to_pylist())
     perturbations = from_rows(sites)
     controls = [item.perturbation_id for item in perturbations if item.is_control]
+    mapping = mapping_of(config)
     return {
         "format": 1,
-        "condition": {"encoder": conditions.encoder, "state": conditions.state},
-        "mapping": config.image.mapping,
-        "channels": list(find_dataset(config.dataset.name).channels),
+        "condition": {
+            "encoder": conditions.encoder,
+            "state": conditions.state,
+            **context_state(conditions.context),
+        },
+        "mapping": mapping.model_dump(mode="json"),
+        "channels": list(mapping.outputs),
         "resolution": config.image.resolution,
         "preset": config.bundle.preset,
         "control": controls[0] if controls else None,
@@ -219,7 +242,7 @@ def manifest_of(config: RunConfig, conditions: Conditions) -> dict[str, Any]:
                 "concentration_um": item.concentration_um,
                 "moa": item.moa,
                 "is_control": item.is_control,
-                "seen": splits[item.perturbation_id] != "held_out_perturbation",
+                "seen": item.perturbation_id in seen,
             }
             for item in perturbations
             if item.perturbation_id in conditions.vectors

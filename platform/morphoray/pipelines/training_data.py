@@ -43,7 +43,8 @@ def open_training_data(config: RunConfig, conditions: Conditions) -> "Latents":
     used = {name for table in index for name in table["perturbation_id"].unique().to_pylist()}
     parts = LatentParts(
         [len(table) for table in index],
-        lambda part: read(uris[part], ["latent_mean", "latent_std"]),
+        lambda part: read(uris[part], ["latent_mean", "latent_std", *conditions.context.levels]),
         {name: conditions.vectors[name] for name in used},
+        conditions.context,
     )
     return open_latents(parts, config.training.shuffle_window)

@@ -18,7 +18,8 @@ def sample_seed(seed: int, epoch: int, site_id: str, crop: int, view: str) -> in
 class Block:
     """One part's samples.
 
-    seeds: ascending, one a sample; mean, std: their posteriors as float16 bytes; bad: sites without an image.
+    seeds: ascending, one a sample; mean, std: their posteriors as float16 bytes; bad: sites without an image;
+    context: cell_type and experiment of each sample, by column.
     """
 
     part: Part
@@ -27,6 +28,7 @@ class Block:
     mean: list[bytes]
     std: list[bytes]
     bad: list[str]
+    context: Mapping[str, list[str | None]] = field(default_factory=dict)
 
 
 @dataclass

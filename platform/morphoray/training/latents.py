@@ -13,6 +13,7 @@ from torch import Tensor
 
 from morphoray.diffusion.objective import DataOrder
 from morphoray.errors import DataError
+from morphoray.perturbations.context import NO_CONTEXT, Context
 
 READ_THREADS = 4  # parts in memory beside the rows that are being filled
 
@@ -49,7 +50,8 @@ class LatentSet:
     """n posteriors and the perturbation of each.
 
     mean, std: (n, C, H, W) float16, raw latents; row: (n,) int64 into vectors; vectors: (m, width) float32;
-    seeds: of each sample's noise, None where its place in the batch gives it.
+    seeds: of each sample's noise, None where its place in the batch gives it; context: (n, features) uint8,
+    None for a model that is told of perturbations alone.
     """
 
     mean: Tensor
@@ -57,6 +59,7 @@ class LatentSet:
     row: Tensor
     vectors: Tensor
     seeds: tuple[int, ...] | None = None
+    context: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.mean)
@@ -75,15 +78,21 @@ class LatentSet:
         """The rows at `indices`, in that order."""
         index = torch.from_numpy(indices)
         seeds = None if self.seeds is None else tuple(self.seeds[place] for place in indices.tolist())
-        return LatentSet(self.mean[index], self.std[index], self.row[index], self.vectors, seeds)
+        context = None if self.context is None else self.context[index]
+        return LatentSet(self.mean[index], self.std[index], self.row[index], self.vectors, seeds, context)
 
-    def sample(self, part: slice, posterior: Tensor, scaling_factor: float) -> tuple[Tensor, Tensor]:
-        """Scaled latents (k, C, H, W) float32 drawn from the posteriors in `part`, and their vectors.
+    def sample(
+        self, part: slice, posterior: Tensor, scaling_factor: float, hide: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Scaled latents (k, C, H, W) float32 drawn from the posteriors in `part`, and their conditions.
 
-        posterior: standard normal (k, C, H, W).
+        posterior: standard normal (k, C, H, W); hide: (k,) bool, rows whose context is zeros.
         """
         raw = self.mean[part].float() + self.std[part].float() * posterior
-        return raw * scaling_factor, self.vectors[self.row[part]]
+        vectors = self.vectors[self.row[part]]
+        if self.context is not None:
+            vectors = torch.cat([vectors, self.context[part] * ~hide[:, None]], dim=1)
+        return raw * scaling_factor, vectors
 
 
 class Shuffled:
@@ -108,7 +117,9 @@ def joined(pieces: Sequence[LatentSet]) -> LatentSet:
         torch.cat([getattr(piece, name) for piece in pieces]) for name in ("mean", "std", "row")
     )
     seeds = None if pieces[0].seeds is None else tuple(seed for piece in pieces for seed in piece.seeds or ())
-    return LatentSet(mean, std, row, pieces[0].vectors, seeds)
+    contexts = [piece.context for piece in pieces if piece.context is not None]
+    context = torch.cat(contexts) if contexts else None
+    return LatentSet(mean, std, row, pieces[0].vectors, seeds, context)
 
 
 class Span(NamedTuple):
@@ -122,16 +133,21 @@ class Span(NamedTuple):
 class LatentParts:
     """Training rows in numbered parts that are read on demand.
 
-    sizes: rows of each part; read: a part's number to its rows, LATENTS columns perturbation_id, latent_mean
-    and latent_std; vectors: condition vectors (width,) by perturbation_id. Raises DataError for no rows.
+    sizes: rows of each part; read: a part's number to its rows, LATENTS columns perturbation_id, latent_mean,
+    latent_std and the context's; vectors: condition vectors (width,) by perturbation_id. Raises DataError for
+    no rows.
     """
 
     def __init__(
-        self, sizes: Sequence[int], read: Callable[[int], pa.Table], vectors: Mapping[str, np.ndarray]
+        self,
+        sizes: Sequence[int],
+        read: Callable[[int], pa.Table],
+        vectors: Mapping[str, np.ndarray],
+        context: Context = NO_CONTEXT,
     ) -> None:
         if not sum(sizes):
             raise DataError("found no latents to train on. Are the filters, or the splits, too narrow?")
-        self.sizes, self._read = tuple(sizes), read
+        self.sizes, self._read, self._context = tuple(sizes), read, context
         names = sorted(vectors)
         self._rows = {name: number for number, name in enumerate(names)}
         self.vectors = torch.from_numpy(np.stack([vectors[name] for name in names]).astype(np.float32))
@@ -148,6 +164,7 @@ class LatentParts:
         mean = torch.empty((ends[-1], *self.shape), dtype=torch.float16)
         std = torch.empty_like(mean)
         row = torch.empty(ends[-1], dtype=torch.int64)
+        context = torch.empty(ends[-1], self._context.width, dtype=torch.uint8)
 
         def fill(span: Span, end: int) -> None:
             place = slice(end - span.stop + span.start, end)
@@ -157,10 +174,13 @@ class LatentParts:
                 target.numpy()[place] = values[span.start : span.stop]
             names = table.column("perturbation_id").to_pylist()[span.start : span.stop]
             row[place] = torch.tensor(self._numbers(names), dtype=torch.int64)
+            told = table.slice(span.start, span.stop - span.start)
+            columns = {name: told[name].to_pylist() for name in self._context.levels}
+            context.numpy()[place] = self._context.features(columns, len(told))
 
         with ThreadPoolExecutor(READ_THREADS) as pool:
             list(pool.map(fill, spans, ends))
-        return LatentSet(mean, std, row, self.vectors)
+        return LatentSet(mean, std, row, self.vectors, context=context)
 
     def _table(self, part: int) -> pa.Table:
         table = self._read(part)

@@ -92,9 +92,11 @@ def train(
     accelerator: Accelerator,
     state: TrainingState,
     hooks: Hooks,
+    context_dropout: float = 0.0,
 ) -> None:
     """Train from state.step to config.max_steps.
 
+    dropout, context_dropout: shares of samples that see the null condition, and their perturbation alone.
     Every process draws its own slots of each global batch, so the numbers don't depend on how many there
     are; a batch that doesn't divide by their number is cut into stretches that differ by one.
     Raises DataError when the loss is not finite, with the step to look at.
@@ -117,11 +119,11 @@ def train(
             group["lr"] = learning_rate(config, state.step)
         chosen = ordered.at(state.step, config.batch_size, slots)
         seeds = chosen.seeds or slot_seeds(seed, state.step, slots)
-        noise = draw_noise(seeds, data.shape, num_timesteps, dropout)
+        noise = draw_noise(seeds, data.shape, num_timesteps, dropout, context_dropout)
         step_loss = torch.zeros((), device=accelerator.device)
         for part in parts:
             tensors = (
-                *chosen.sample(part, noise.posterior[part], factor),
+                *chosen.sample(part, noise.posterior[part], factor, noise.hide[part]),
                 *(noise.noise[part], noise.timesteps[part], noise.drop[part]),
             )
             latents, vectors, epsilon, timesteps, drop = (tensor.to(accelerator.device) for tensor in tensors)

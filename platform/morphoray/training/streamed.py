@@ -8,6 +8,7 @@ import torch
 from accelerate.utils import gather_object
 
 from morphoray.errors import DataError
+from morphoray.perturbations.context import NO_CONTEXT, Context
 from morphoray.training.consumed import Block, Consumed, Part
 from morphoray.training.latents import LatentSet, joined
 
@@ -28,8 +29,9 @@ class Streamed:
         samples: int,
         consumed: Consumed,
         check: Callable[[int], None],
+        context: Context = NO_CONTEXT,
     ) -> None:
-        self.shape, self.consumed = shape, consumed
+        self.shape, self.consumed, self._context = shape, consumed, context
         self._blocks, self._samples, self._check = blocks, samples, check
         names = sorted(vectors)
         self._numbers = {name: number for number, name in enumerate(names)}
@@ -96,4 +98,5 @@ class Streamed:
             for values in (block.mean, block.std)
         )
         row = torch.tensor([self._numbers[name] for name in block.perturbations], dtype=torch.int64)
-        return LatentSet(mean, std, row, self._vectors, tuple(block.seeds))
+        context = torch.from_numpy(self._context.features(block.context, len(row)))
+        return LatentSet(mean, std, row, self._vectors, tuple(block.seeds), context)

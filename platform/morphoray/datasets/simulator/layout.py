@@ -43,9 +43,9 @@ def write_tree(root: str, storage: Storage, options: SimulatedOptions) -> str:
     root = absolute(root)
     treatments = plan_treatments(options)
     sites = list(plan_sites(options, treatments))
-    made_by = fingerprint([VERSION, options.model_dump(mode="json")])
+    made_by = fingerprint([VERSION, options.tree()])
     marker = join(root, "simulator.json")
-    state = {"fingerprint": made_by, "version": VERSION, "options": options.model_dump(mode="json")}
+    state = {"fingerprint": made_by, "version": VERSION, "options": options.tree()}
     found = _read_marker(marker, root, storage, made_by)
     if found == "finished":
         return f"simulated tree: {len(sites)} sites, made before"

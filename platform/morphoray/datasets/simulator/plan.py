@@ -4,10 +4,11 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from morphoray.datasets.options import SelectionOptions
 from morphoray.datasets.simulator import effects, library
 from morphoray.datasets.simulator.phenotype import BatchEffect, Phenotype
 from morphoray.errors import ConfigError
@@ -20,10 +21,8 @@ VERSION = 1  # raised when the same options draw other pixels
 WELLS = tuple(f"{row}{column:02d}" for row in "BCDEFGHIJKLMNO" for column in range(2, 24))
 
 
-class SimulatedOptions(BaseModel):
+class SimulatedOptions(SelectionOptions):
     """Options of the `simulated` dataset; its defaults are the demo's."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     seed: int = 0
     kind: Literal["compound", "gene"] = "compound"
@@ -45,6 +44,10 @@ class SimulatedOptions(BaseModel):
     bit_depth: Literal[8, 16] = 8
     effect_strength: float = Field(1.0, ge=0)
     batch_strength: float = Field(1.0, ge=0)
+
+    def tree(self) -> dict[str, Any]:
+        """The options that the tree depends on: all but those of what is taken from it."""
+        return self.model_dump(mode="json", exclude=set(SelectionOptions.model_fields))
 
 
 @dataclass(frozen=True)

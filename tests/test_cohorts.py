@@ -1,0 +1,122 @@
+"""All pairs of cohorts, precision to coverage, copies, extrapolation and tests, against others' numbers."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+
+from morphoray.errors import DataError
+from morphoray.evaluation.cohorts import frechet_matrix, matched_ranks, moments
+from morphoray.evaluation.distances import frechet, frechet_at_infinity
+from morphoray.evaluation.fidelity import fidelity, memorisation, nearest_distance
+from morphoray.evaluation.statistics import (
+    benjamini_hochberg,
+    bootstrap_interval,
+    stars,
+    unpaired_difference,
+)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(11)
+
+
+def cohort(rng: np.random.Generator, count: int, width: int, shift: float = 0.0) -> np.ndarray:
+    mixing = rng.normal(size=(width, width)) / np.sqrt(width)
+    return (rng.normal(size=(count, width)) @ mixing + shift).astype(np.float32)
+
+
+def sqrtm_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """The definition, through scipy's square root of a d × d matrix."""
+    first, second = np.cov(a.astype(float), rowvar=False), np.cov(b.astype(float), rowvar=False)
+    cross = scipy.linalg.sqrtm(first @ second)
+    means = a.astype(float).mean(0) - b.astype(float).mean(0)
+    return float(means @ means + np.trace(first) + np.trace(second) - 2 * np.trace(cross).real)
+
+
+@pytest.mark.parametrize("sizes", [(90, 90, 90), (30, 45, 100)])
+def test_all_pairs_equal_the_square_root_of_the_covariances(
+    rng: np.random.Generator, sizes: tuple[int, ...]
+) -> None:
+    sets = [cohort(rng, size, 40, shift) for shift, size in enumerate(sizes)]
+    found = frechet_matrix([moments(each) for each in sets], [moments(each) for each in sets[::-1]])
+    for row, first in enumerate(sets):
+        for column, second in enumerate(sets[::-1]):
+            if first is not second:
+                assert found[row, column] == pytest.approx(sqrtm_distance(first, second), rel=1e-6)
+            assert found[row, column] == pytest.approx(frechet(first, second).value, rel=1e-9, abs=1e-9)
+
+
+def test_sets_of_two_extractors_are_refused(rng: np.random.Generator) -> None:
+    with pytest.raises(DataError, match=r"widths \[4, 5\]"):
+        frechet_matrix([moments(cohort(rng, 9, 4))], [moments(cohort(rng, 9, 5))])
+
+
+def test_ranks_by_hand() -> None:
+    distances = np.array([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0], [2.0, 2.0, 2.0]])
+    assert matched_ranks(distances).tolist() == [1, 2, 3]  # a tie counts against the match
+    with pytest.raises(DataError, match="expected a square one"):
+        matched_ranks(distances[:2])
+
+
+def test_fidelity_of_the_same_distribution_of_one_mode_and_of_another_place(rng: np.random.Generator) -> None:
+    real, alike = rng.normal(size=(300, 4)), rng.normal(size=(300, 4))
+    good = fidelity(real, alike)
+    assert good.precision > 0.9 and good.recall > 0.9
+    assert good.density == pytest.approx(1, abs=0.15) and good.coverage > 0.9
+    collapsed = fidelity(real, 0.01 * rng.normal(size=(300, 4)))
+    assert collapsed.precision == 1 and collapsed.recall < 0.2 and collapsed.coverage < 0.3
+    elsewhere = fidelity(real, alike + 100)
+    assert (elsewhere.precision, elsewhere.recall, elsewhere.density, elsewhere.coverage) == (0, 0, 0, 0)
+
+
+def test_fidelity_by_hand() -> None:
+    real = np.array([[0.0], [1.0], [3.0]])  # radii to the nearest other: 1, 1, 2
+    generated = np.array([[0.5], [4.5], [9.0]])  # radii: 4, 4, 4.5
+    found = fidelity(real, generated, neighbours=1)
+    assert found.precision == pytest.approx(2 / 3)  # 0.5 in the balls of 0 and 1, 4.5 in that of 3
+    assert found.recall == 1
+    assert found.density == pytest.approx((2 + 1 + 0) / 3)
+    assert found.coverage == 1
+    with pytest.raises(DataError, match="at least 6 images"):
+        fidelity(real, generated)
+
+
+def test_copies_are_found(rng: np.random.Generator) -> None:
+    training, held_out, fresh = (rng.normal(size=(400, 6)) for _ in range(3))
+    honest = memorisation(training, held_out, fresh)
+    assert honest.ratio == pytest.approx(1, abs=0.1) and honest.share < 0.05
+    copied = memorisation(training, held_out, training[:100] + 1e-3)
+    assert copied.ratio < 0.02 and copied.share == 1
+    assert nearest_distance(training[:1], training)[0] == 0
+    with pytest.raises(DataError, match="held-out images are training images"):
+        memorisation(training, training, fresh)
+
+
+def test_the_extrapolated_distance_has_less_bias(rng: np.random.Generator) -> None:
+    a, b = rng.normal(size=(400, 20)), rng.normal(size=(400, 20))  # true distance 0
+    biased, extrapolated = frechet(a, b).value, frechet_at_infinity(a, b, rng)
+    assert biased > 0.4
+    assert abs(extrapolated.value) < 0.3 * biased
+    assert 0 < extrapolated.std < biased
+    with pytest.raises(DataError, match="at least 16 images"):
+        frechet_at_infinity(a[:9], b, rng)
+
+
+def test_the_papers_test_and_stars() -> None:
+    found = unpaired_difference([1.0, 2.0, 3.0], [5.0, 6.0, 7.0])
+    assert found.mean == -4 and found.effect == pytest.approx(-4)
+    assert found.p == pytest.approx(0.008049893, rel=1e-5)  # t = −4 / √(2/3), 4 degrees of freedom
+    assert [stars(p) for p in (0.2, 0.04, 0.009, 0.0009, float("nan"))] == ["", "*", "**", "***", ""]
+    assert np.isnan(unpaired_difference([1.0], [2.0, 3.0]).p)
+
+
+def test_benjamini_hochberg_by_hand() -> None:
+    adjusted = benjamini_hochberg([0.01, float("nan"), 0.04, 0.03])
+    np.testing.assert_allclose(adjusted, [0.03, np.nan, 0.04, 0.04])
+
+
+def test_the_interval_of_a_mean_covers_it(rng: np.random.Generator) -> None:
+    low, high = bootstrap_interval(rng.normal(2, 1, 200).tolist(), rng)
+    assert low < 2 < high and high - low == pytest.approx(2 * 1.96 / np.sqrt(200), rel=0.2)
+    assert np.isnan(bootstrap_interval([1.0, 2.0], rng)).all()

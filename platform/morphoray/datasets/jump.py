@@ -17,7 +17,7 @@ from morphoray.datasets.gallery import (
     keep_wells,
 )
 from morphoray.datasets.platemaps import well_name
-from morphoray.datasets.text_tables import rows_where
+from morphoray.datasets.tables import rows_where
 from morphoray.errors import ConfigError
 from morphoray.perturbations.base import Perturbation
 from morphoray.storage import Storage, absolute, join

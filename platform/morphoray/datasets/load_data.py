@@ -9,7 +9,7 @@ from functools import cache
 import pyarrow as pa
 
 from morphoray.datasets.platemaps import well_name
-from morphoray.datasets.text_tables import text_batches
+from morphoray.datasets.tables import text_batches
 from morphoray.errors import DataError, StorageError
 from morphoray.storage import Storage, is_remote
 

@@ -332,6 +332,7 @@ def edited(old: str, new: str) -> Callable[[str], str | bytes]:
             "not a CSV table.*Expected 11 columns, got 2: only,two",
         ),
         (lambda text: text.splitlines()[0], "metadata.csv: not a CSV table.*Empty CSV"),
+        (lambda text: text.replace("s1", "sé").encode("latin-1"), "not a CSV table in UTF-8"),
         (lambda text: text.splitlines()[0] + "\n", "metadata.csv: no rows"),
         (edited("cell_type,", "plate,"), r"expected also \['cell_type', 'plate'\], each once"),
         (lambda text: text.encode("utf-16"), "UTF-8"),

@@ -113,8 +113,23 @@ def test_a_bad_illumination_function_has_a_reason(content: Any, reason: str, tmp
         content = buffer.getvalue()
     for uri in uris if content is not None else []:
         Path(uri).write_bytes(content)
-    with pytest.raises(DataError, match=reason):
-        read_site(site(tmp_path, RAW, illumination_uris=uris), ImageConfig(resolution=8), STORAGE)
+    for illumination in ("raw", "stretched"):
+        with pytest.raises(DataError, match=rf"^{uris[0]}: .*{reason}"):
+            read_site(
+                site(tmp_path, RAW, illumination_uris=uris), ImageConfig(illumination=illumination), STORAGE
+            )
+
+
+def test_the_function_that_is_bad_is_named(tmp_path: Path) -> None:
+    uris = [str(tmp_path / f"{number}.npy") for number in (0, 1)]
+    np.save(uris[0], np.ones(RAW.shape[1:]))
+    np.save(uris[1], np.zeros(RAW.shape[1:]))
+    for functions, reason in (
+        (uris, rf"^{uris[1]}: illumination has values that are not positive and finite$"),
+        (uris[:1], rf"^{uris[0]}: 1 illumination functions, expected one for each of 2 channels$"),
+    ):
+        with pytest.raises(DataError, match=reason):
+            read_site(site(tmp_path, RAW, illumination_uris=functions), ImageConfig(), STORAGE)
 
 
 def test_the_jump_field_in_eight_bits(real_data: Path) -> None:

@@ -393,6 +393,29 @@ def test_missing_files_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "missing files: 3 sites lack one" in found.summary
 
 
+def test_missing_illumination_functions_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sites without functions need none; one that lacks an image too has both reasons."""
+    monkeypatch.setattr("morphoray.datasets.files.BLOCK", 2)
+    uris = [[f"{tmp_path}/{row}_w{n}.png" for n in (1, 2)] for row in range(5)]
+    functions = [[f"{tmp_path}/illum/{plate}_{n}.npy" for n in (1, 2)] for plate in "AB"]
+    for path in [*uris[0], *uris[1], *uris[2], *uris[4], *functions[0], functions[1][0]]:
+        Path(path).parent.mkdir(exist_ok=True)
+        Path(path).touch()
+    light = [None, functions[1], functions[0], functions[1], None]
+    sites = table([("E", "P", "dmso")] * 5, channel_uris=uris, illumination_uris=light)
+    assert list(missing_files(sites, STORAGE, "illumination_uris")) == [
+        (1, [1], functions[1][1], None),
+        (3, [1], functions[1][1], None),
+    ]
+    chosen, _ = select(sites, ImportOptions(), STORAGE)
+    found = imported("test", chosen, ImportOptions(), STORAGE, files=("w1", "w2"))
+    assert found.sites["site_id"].to_pylist() == ["0", "2", "4"]
+    assert [(row["item"], row["uri"], row["reason"]) for row in found.quarantine.to_pylist()] == [
+        ("1", functions[1][1], "missing illumination functions: w2"),
+        ("3", uris[3][0], "missing channel files: w1, w2; missing illumination functions: w2"),
+    ]
+
+
 # Warnings
 
 

@@ -85,7 +85,8 @@ def _add_data(commands: Any) -> None:
     kinds = data.add_subparsers(title="commands", required=True, metavar="COMMAND")
     text = "read a dataset's own layout into a SITES table"
     importer = kinds.add_parser("import", help=text, description=text)
-    importer.add_argument("name", metavar="DATASET", help="rxrx1, bbbc021, imagefolder or simulated")
+    names = "rxrx1, bbbc021, rohban, jump, imagefolder or simulated"
+    importer.add_argument("name", metavar="DATASET", help=names)
     importer.add_argument("source", metavar="SOURCE", help="where it lies; simulated: where to write it")
     importer.add_argument("dest", metavar="DEST", help="the run_dir that gets sites/sites.parquet")
     importer.add_argument(

@@ -54,6 +54,7 @@ class ImageConfig(Section):
     illumination: Literal["raw", "stretched", "off"] = (
         "raw"  # divide raw pixels, or after a min-max to 8 bits
     )
+    min_maximum: int | None = Field(None, ge=1, le=255)  # quarantine a site whose brightest pixel is below
 
     @model_validator(mode="after")
     def _crop_options(self) -> "ImageConfig":

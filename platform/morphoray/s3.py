@@ -141,6 +141,17 @@ class S3Requests:
 
     def _names(self, uri: str, recursive: bool, page: int = 1000) -> Iterator[str]:
         """What follows URI/ in the keys below it; empty objects that stand for folders are left out."""
+        for start, answer in self._pages(uri, recursive, page):
+            keys = (item["Key"] for item in answer.get("Contents", []))
+            yield from (key[start:] for key in keys if not key.endswith("/"))
+
+    def _folders(self, uri: str) -> Iterator[str]:
+        """The next part of the keys that go on below URI/, each once."""
+        for start, answer in self._pages(uri, recursive=False, page=1000):
+            yield from (item["Prefix"][start:-1] for item in answer.get("CommonPrefixes", []))
+
+    def _pages(self, uri: str, recursive: bool, page: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The answers to listing what lies below URI/, each with the length of URI/ in its keys."""
         prefix = cast(S3Object, locate(uri)).key.rstrip("/")
         query = {"Prefix": prefix + "/" if prefix else "", "Delimiter": None if recursive else "/"}
         token = None
@@ -148,8 +159,7 @@ class S3Requests:
             answer = self._call(
                 uri, "list_objects_v2", Key=None, MaxKeys=page, ContinuationToken=token, **query
             )
-            keys = (item["Key"] for item in answer.get("Contents", []))
-            yield from (key[len(query["Prefix"] or "") :] for key in keys if not key.endswith("/"))
+            yield len(query["Prefix"] or ""), answer
             token = answer.get("NextContinuationToken")
             if not token:
                 return

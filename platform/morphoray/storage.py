@@ -158,6 +158,16 @@ class Storage(S3Requests):
                 names = [path.relative_to(where).as_posix() for path in _walk(where, recursive)]
         return sorted(join(uri, name) for name in names if name.endswith(suffix))
 
+    def list_folders(self, uri: str) -> list[str]:
+        """Sorted URIs of the folders in a folder; empty when there is no such folder."""
+        where = locate(uri)
+        if isinstance(where, S3Object):
+            names = list(self._folders(uri))
+        else:
+            with _local_errors(uri):
+                names = [path.name for path in where.glob("*") if path.is_dir()]
+        return sorted(join(uri, name) for name in names)
+
     def _names_in_archive(self, archive: str, folder: str, recursive: bool) -> list[str]:
         try:
             return archives.opened(self, archive).names(folder, recursive)

@@ -1,6 +1,6 @@
 """The registry of datasets: importers from what users have to SITES. A new one is a module and a line."""
 
-from morphoray.datasets import bbbc021, imagefolder, rxrx1, simulated
+from morphoray.datasets import bbbc021, gallery, imagefolder, jump, rohban, rxrx1, simulated
 from morphoray.datasets.base import Dataset
 from morphoray.datasets.bbbc021_tables import CHANNELS
 from morphoray.errors import ConfigError
@@ -16,6 +16,8 @@ DATASETS: dict[str, Dataset] = {
         lambda options: rxrx1.channel_names(options.channels),
     ),
     "bbbc021": Dataset("bbbc021", bbbc021.Bbbc021Options, bbbc021.read, CHANNELS, "bbbc021_rgb"),
+    "rohban": Dataset("rohban", rohban.RohbanOptions, rohban.read, gallery.CHANNEL_NAMES, "rohban_rgb"),
+    "jump": Dataset("jump", jump.JumpOptions, jump.read, gallery.CHANNEL_NAMES, "rohban_rgb"),
     "imagefolder": Dataset(
         "imagefolder", imagefolder.ImagefolderOptions, imagefolder.read, ("red", "green", "blue"), "rgb"
     ),

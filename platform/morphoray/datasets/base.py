@@ -1,6 +1,6 @@
 """What every importer offers and returns, and the steps that all of them take from rows to SITES."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from morphoray.datasets.summary import describe
 from morphoray.errors import DataError
 from morphoray.schema import QUARANTINE, SITES, conform
 from morphoray.storage import Storage
+
+_FILES = {"channel_uris": "channel files", "illumination_uris": "illumination functions"}
 
 
 @dataclass(frozen=True)
@@ -111,12 +113,12 @@ def imported(
     """
     bad, more = list(rejected), list(notes)
     if options.check_files and len(sites):
-        lacking = dict(_lacking(sites, storage, files))
-        if len(lacking) == len(sites) and all(nothing for _, nothing in lacking.values()):
-            first = lacking[0][0].uri
+        lacking, imageless = _lacking(sites, storage, files)
+        if imageless == len(sites):
+            first = lacking[0].uri
             more.append(f"missing files: all {len(sites)} sites lack all their images, the first {first}")
         else:
-            bad += [row for row, _ in lacking.values()]
+            bad += [lacking[row] for row in sorted(lacking)]
             sites = sites.filter(np.isin(np.arange(len(sites)), list(lacking), invert=True))
             more.append(f"missing files: {f'{len(lacking)} sites lack one' if lacking else 'none'}")
     rows = [{"stage": "import", **vars(row)} for row in bad]
@@ -131,13 +133,20 @@ def imported(
     return Imported(table, quarantine, describe(name, table, quarantine, [*more, *unseen]))
 
 
-def _lacking(
-    sites: pa.Table, storage: Storage, files: Sequence[str]
-) -> Iterator[tuple[int, tuple[Rejected, bool]]]:
-    """Row, and the site as rejected, with whether it merely lacks all its files."""
-    for row, places, uri, problem in missing_files(sites, storage):
-        count = len(sites["channel_uris"][row])
-        names = ", ".join(files[place] if place < len(files) else str(place + 1) for place in places)
-        reason = problem or ("missing file" if count == 1 else f"missing channel files: {names}")
-        nothing = len(places) == count and problem is None
-        yield row, (Rejected(sites["site_id"][row].as_py(), uri, reason), nothing)
+def _lacking(sites: pa.Table, storage: Storage, files: Sequence[str]) -> tuple[dict[int, Rejected], int]:
+    """The sites that lack a file, by row, and how many of them lack all their images."""
+    found: dict[int, Rejected] = {}
+    imageless = 0
+    for column, what in _FILES.items():
+        for row, places, uri, problem in missing_files(sites, storage, column):
+            count = len(sites[column][row])
+            names = ", ".join(files[place] if place < len(files) else str(place + 1) for place in places)
+            reason = problem or ("missing file" if count == 1 else f"missing {what}: {names}")
+            imageless += column == "channel_uris" and len(places) == count and problem is None
+            first = found.get(row)
+            found[row] = (
+                Rejected(first.item, first.uri, f"{first.reason}; {reason}")
+                if first
+                else Rejected(sites["site_id"][row].as_py(), uri, reason)
+            )
+    return found, imageless

@@ -17,7 +17,7 @@ _LISTINGS = 8  # folders listed at once; each waits on object storage
 
 
 class Missing(NamedTuple):
-    """A row that lacks files: the places in its channel_uris, the first URI, why its folder can't be read."""
+    """A row that lacks files: the places in its column, the first URI, why its folder can't be read."""
 
     row: int
     places: list[int]
@@ -25,8 +25,11 @@ class Missing(NamedTuple):
     problem: str | None = None
 
 
-def missing_files(sites: pa.Table, storage: Storage) -> Iterator[Missing]:
-    """The rows that lack a file, in order. A damaged zip archive has none, and is the problem of its rows."""
+def missing_files(sites: pa.Table, storage: Storage, column: str = "channel_uris") -> Iterator[Missing]:
+    """The rows that lack a file of `column`, in order.
+
+    A damaged zip archive has none, and is the problem of its rows.
+    """
     listed: dict[str, pa.Array] = {}
     problems: dict[str, str] = {}
 
@@ -38,7 +41,7 @@ def missing_files(sites: pa.Table, storage: Storage) -> Iterator[Missing]:
             return []
 
     start = 0
-    for batch in sites.select(["channel_uris"]).to_batches(max_chunksize=BLOCK):
+    for batch in sites.select([column]).to_batches(max_chunksize=BLOCK):
         lists = batch.column(0)
         files = lists.flatten()
         here = pc.replace_substring_regex(files, r"/[^/]*$", "").unique().to_pylist()
@@ -55,7 +58,8 @@ def missing_files(sites: pa.Table, storage: Storage) -> Iterator[Missing]:
 def _absent(
     lists: pa.ListArray, files: pa.StringArray, there: npt.NDArray[np.bool_], start: int
 ) -> Iterator[Missing]:
-    bounds = np.cumsum([0, *pc.list_value_length(lists).to_numpy(zero_copy_only=False)])
+    lengths = pc.fill_null(pc.list_value_length(lists), 0)
+    bounds = np.cumsum([0, *lengths.to_numpy(zero_copy_only=False)])
     lost = np.flatnonzero(~there)
     rows = np.searchsorted(bounds, lost, side="right") - 1
     for row in np.unique(rows):

@@ -29,16 +29,13 @@ def read_site(site: Mapping[str, Any], image: ImageConfig, storage: Storage) -> 
     """
     raw = read_raw(site["channel_uris"], storage)
     functions = site["illumination_uris"] if image.illumination != "off" else None
-    first = site["channel_uris"][0]
+    first, ranges = site["channel_uris"][0], site["intensity_ranges"]
+    if functions and image.illumination == "stretched":
+        raw, ranges = _correct(stretch(raw), functions, storage), [0.0, 255.0] * len(raw)
+    elif functions:
+        raw = _correct(raw, functions, storage)
     try:
-        if functions and image.illumination == "stretched":
-            corrected = correct_illumination(stretch(raw), _illumination(functions, storage))
-            pixels = to_uint8(corrected, [0.0, 255.0] * len(raw))
-        elif functions:
-            corrected = correct_illumination(raw, _illumination(functions, storage))
-            pixels = to_uint8(corrected, site["intensity_ranges"])
-        else:
-            pixels = to_uint8(raw, site["intensity_ranges"])
+        pixels = to_uint8(raw, ranges)
     except DataError as error:
         raise DataError(f"{first}: {error}") from None
     if image.um_per_pixel is None:
@@ -48,8 +45,20 @@ def read_site(site: Mapping[str, Any], image: ImageConfig, storage: Storage) -> 
     return resample(pixels, site["pixel_size_um"] / image.um_per_pixel)
 
 
-def _illumination(uris: Sequence[str], storage: Storage) -> npt.NDArray[np.floating[Any]]:
-    return np.stack([_read_illumination(uri, storage) for uri in uris])
+def _correct(raw: npt.NDArray[np.generic], uris: Sequence[str], storage: Storage) -> npt.NDArray[np.float32]:
+    """Raw pixels (C, H, W) divided by the functions in C files. Raises DataError with the function's file."""
+    if len(uris) != len(raw):
+        raise DataError(
+            f"{uris[0]}: {len(uris)} illumination functions, expected one for each of {len(raw)} channels"
+        )
+    corrected = np.empty(raw.shape, np.float32)
+    for channel, uri in enumerate(uris):
+        function = _read_illumination(uri, storage)
+        try:
+            corrected[channel] = correct_illumination(raw[channel], function)
+        except DataError as error:
+            raise DataError(f"{uri}: {error}") from None
+    return corrected
 
 
 @lru_cache(ILLUMINATIONS)

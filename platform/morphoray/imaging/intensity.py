@@ -14,7 +14,7 @@ PERCENTILES = (0.1, 99.9)  # of an image's own pixels, where nothing else is kno
 
 
 def correct_illumination(raw: npt.NDArray[np.generic], illumination: npt.NDArray[np.floating]) -> Floats:
-    """Raw pixels (C, H, W) divided by the illumination functions (C, H, W), float32.
+    """Raw pixels divided by their illumination function or functions, of the same shape; float32.
 
     CellProfiler's "divide". Raises DataError for another shape, or a function that isn't positive and finite.
     """

@@ -219,10 +219,10 @@ def parse_float(value: Any, where: str) -> float | None:
     return number
 
 
-def read_csv(uri: str, storage: Storage) -> list[dict[str, str]]:
+def read_csv(uri: str, storage: Storage, delimiter: str = ",") -> list[dict[str, str]]:
     """Rows of a CSV with a header, any line endings. Raises DataError naming the row that is ragged."""
     text = storage.read_text(uri)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         lines = [line for line in reader if line]
     except csv.Error as error:

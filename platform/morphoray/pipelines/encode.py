@@ -164,6 +164,11 @@ def site_images(site: dict[str, Any], plan: ReadPlan, storage: Storage) -> np.nd
 
     settings, side = plan.image, plan.image.resolution
     image = plan.mapping.apply(read_site(site, settings, storage))
+    if settings.min_maximum is not None and image.max() < settings.min_maximum:
+        raise DataError(
+            f"{site['channel_uris'][0]}: too dark: the image's brightest pixel is {image.max()} of 255, "
+            f"below image.min_maximum {settings.min_maximum}"
+        )
     if settings.scale_to:
         image = resize_square(image, settings.scale_to)
     height, width = image.shape[1:]
@@ -201,7 +206,7 @@ def read_part(item: Item, plan: ReadPlan, storage: Storage) -> Item:
         "part": item["part"],
         "images": images.tobytes(),
         "shape": list(images.shape),
-        "good": pack(sites.take(good)),
+        "good": pack(sites.take(pa.array(good, pa.int64()))),
         "bad": pack(pa.Table.from_pylist(bad, schema=schema.QUARANTINE)),
     }
 

@@ -67,7 +67,8 @@ def nearest_mechanism(
     """1-nearest-neighbour by cosine of queries (N, d) among references (M, d); pairs are one for each side.
 
     NSC, not the same compound; with `batches`, those in which each treatment occurs, NSCB: nor one that
-    shares a batch (Ando et al. 2017, who leave out mechanisms of one batch as not answerable). Ties go to
+    shares a batch (Ando et al. 2017, who leave out mechanisms of one batch as not answerable). Strict: of
+    BBBC021's 103 treatments it can answer 91, and not 92, as taxol at 0.3 µM is in every week. Ties go to
     the first reference; a profile of zeros is at similarity 0 from all. Raises DataError for lengths that
     differ.
     """

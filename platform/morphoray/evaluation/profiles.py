@@ -85,7 +85,7 @@ def _scaled(
     """The features of `rows` (n, d), scaled as `fitted_on` is."""
     table = pd.concat([profiles.loc[fitted_on, features], profiles.loc[rows, features]], ignore_index=True)
     table["Metadata_fitted_on"] = np.arange(len(table)) < fitted_on.sum()
-    # as an epsilon of 1e-18 would, a feature that never varies over controls becomes huge and is left out
+    # a feature that never varies over controls becomes huge by pycytominer's epsilon, and is left out later
     with _quiet():
         scaled = _pycytominer().normalize(
             table,
@@ -109,22 +109,23 @@ def select_features(profiles: pd.DataFrame) -> list[str]:
     table = profiles.loc[rows & profiles[features].notna().any(axis=1), features].reset_index(drop=True)
     if len(table) < 3:
         raise DataError(f"profiles: found {len(table)} real rows with cells, expected 3 or more to choose by")
-    with _quiet():
-        selected = _pycytominer().feature_select(
-            table,
-            features=features,
-            operation=list(OPERATIONS),
-            outlier_cutoff=OUTLIER_CUTOFF,
-            corr_threshold=CORRELATION,
-            blocklist=[name for name in features if name.startswith(BLOCKED)],
-        )
-    kept = [name for name in selected.columns if selected[name].notna().any()]
-    if not kept:
-        raise DataError(
-            f"profiles: none of {len(features)} features is left by {list(OPERATIONS)}. "
-            "Are there enough different real images?"
-        )
-    return kept
+    blocked = [name for name in features if name.startswith(BLOCKED)]
+    for operation in OPERATIONS:
+        if table.shape[1] == 0:
+            raise DataError(
+                f"profiles: none of {len(features)} features is left before {operation}. "
+                "Are there enough different real images?"
+            )
+        with _quiet():
+            table = _pycytominer().feature_select(
+                table,
+                features=list(table.columns),
+                operation=operation,
+                outlier_cutoff=OUTLIER_CUTOFF,
+                corr_threshold=CORRELATION,
+                blocklist=blocked,
+            )
+    return list(table.columns)
 
 
 def aggregate(profiles: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:

@@ -7,8 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from morphoray.datasets.simulator.fields import draw_fields
+from morphoray.datasets.simulator.phenotype import BatchEffect, Phenotype
 from morphoray.errors import DataError
-from morphoray.evaluation.measurements import feature_columns
+from morphoray.evaluation.measurements import feature_columns, image_means, measure
 from morphoray.evaluation.moa import (
     match_mechanisms,
     nearest_mechanism,
@@ -25,6 +27,7 @@ from morphoray.evaluation.profile_scores import (
     umap_coordinates,
 )
 from morphoray.evaluation.profiles import aggregate, normalise, real_controls, select_features, with_cells
+from morphoray.evaluation.segmentation import SegmentationOptions, segment
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference" / "bbbc021"
 FEATURES = [f"Cells_Intensity_MeanIntensity_c{i}" for i in range(6)]
@@ -370,3 +373,54 @@ def test_no_warning_reaches_the_user() -> None:
         warnings.simplefilter("always")
         normalise(profiles.assign(Cells_AreaShape_Area=np.nan))
     assert caught == []
+
+
+def measured(phenotype: Phenotype, count: int, **metadata: object) -> pd.DataFrame:
+    """Profiles of simulated fields, one row a field."""
+    channels = ("actin", "tubulin", "dna")
+    options = SegmentationOptions(nuclei="dna", cell_body=("tubulin", "actin"), nucleus_diameter_px=18)
+    keys = [("profiles", str(metadata), index) for index in range(count)]
+    images = draw_fields(
+        [phenotype] * count, [BatchEffect()] * count, 128, 3, keys=keys, nucleus_diameter_px=18
+    ).images
+    rows = []
+    for image in images:
+        found = segment(image, channels, options)
+        cells = measure(image, channels, found, metadata, ("sizeshape", "intensity", "pearson"))
+        rows.append(image_means(cells, found, metadata))
+    return pd.concat(rows, ignore_index=True)
+
+
+def test_larger_nuclei_are_told_from_images_to_words() -> None:
+    control, treated = Phenotype(), Phenotype(nuclear_area=1.8)
+    real = {"source": "real", "plate": "p"}
+    given = {"perturbation_id": "drug", "is_control": False}
+    images = pd.concat(
+        [
+            measured(control, 16, perturbation_id="DMSO", is_control=True, **real),
+            measured(treated, 16, **given, **real),
+            measured(treated, 16, source="good", plate=None, **given),
+            measured(control, 16, source="poor", plate=None, **given),
+        ],
+        ignore_index=True,
+    )
+    assert images["Metadata_cell_count"].min() > 0
+    scaled = normalise(images)
+    selected = select_features(scaled)
+    assert 10 < len(selected) < len(feature_columns(images)) / 2
+    drug = scaled[scaled["Metadata_perturbation_id"] == "drug"]
+    good, poor = (
+        agreements(drug, selected, method, np.random.default_rng(0))[0] for method in ("good", "poor")
+    )
+    print(f"good {good}, poor {poor}")
+    assert good.generated_halves.mean > good.halves.mean - 0.1
+    assert poor.generated_halves.high < good.halves.low
+    kinds = [scaled[scaled["Metadata_perturbation_id"] == name] for name in ("drug", "DMSO")]
+    moved = moved_features(
+        kinds[0][kinds[0]["Metadata_source"] == "real"], kinds[1], selected, ("actin", "tubulin", "dna"), 5
+    )
+    print([each.sentence for each in moved])
+    assert all(each.feature.startswith("Nuclei_") for each in moved[:1]) and abs(moved[0].cohens_d) > 2
+    area = "Nuclei_AreaShape_Area"
+    ratio = images.groupby(["Metadata_source", "Metadata_perturbation_id"])[area].mean()
+    assert ratio["real", "drug"] / ratio["real", "DMSO"] == pytest.approx(1.8, rel=0.15)

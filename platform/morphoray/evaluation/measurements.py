@@ -109,19 +109,17 @@ def _compartment(
     dense = np.searchsorted(present, labels).astype(np.int32) + (labels > 0) if len(present) else None
     found: Values = {}
     for family in (name for name in SHAPE_FAMILIES if name in families):
-        for name, values in _call(core[family], labels=dense, shape=labels.shape).items():
+        for name, values in _call(core[family], labels=dense).items():
             found[f"AreaShape_{name}"] = values
     for family in (name for name in CHANNEL_FAMILIES if name in families):
         for channel, pixels in planes.items():
-            for name, values in _call(core[family], pixels, labels=dense, shape=labels.shape).items():
+            for name, values in _call(core[family], pixels, labels=dense).items():
                 found[_channel_name(family, name, channel)] = values
     for family in (name for name in PAIR_FAMILIES if name in families):
         options = {"scale_max": scale} if family == "costes" else {}
         for first, second in combinations(planes, 2):
             both = (planes[first], planes[second])
-            for name, values in _call(
-                pairs[family], *both, labels=dense, shape=labels.shape, **options
-            ).items():
+            for name, values in _call(pairs[family], *both, labels=dense, **options).items():
                 found[_pair_name(name, first, second)] = values
     kept = {
         name: values
@@ -135,7 +133,6 @@ def _call(
     function: Callable[..., Mapping[str, npt.NDArray[Any]]],
     *planes: Pixels,
     labels: Labels | None,
-    shape: tuple[int, ...],
     **options: Any,
 ) -> Values:
     """What cp-measure gives; a stand-in's names with no values where there are no labels."""

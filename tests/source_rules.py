@@ -28,10 +28,26 @@ CONFINED = {
     "s3fs": ("s3.py",),
     "cleanfid": ("evaluation/features.py",),
     "efficientnet_lite_pytorch": ("evaluation/networks.py",),
+    "cp_measure": ("evaluation/measurements.py",),
+    "pycytominer": ("evaluation/profiles.py",),
+    "skimage": ("evaluation/segmentation.py",),
+    "sklearn": ("evaluation/profile_scores.py",),
+    "umap": ("evaluation/profile_scores.py",),
 }
 """Library -> the only places in platform/morphoray that may import it."""
 
-LATE = ("rdkit", "scgpt", "s3fs", "cleanfid", "efficientnet_lite_pytorch")
+LATE = (
+    "rdkit",
+    "scgpt",
+    "s3fs",
+    "cleanfid",
+    "efficientnet_lite_pytorch",
+    "cp_measure",
+    "pycytominer",
+    "skimage",
+    "sklearn",
+    "umap",
+)
 """Libraries of an extra, imported inside functions only, so that their absence is met at the need."""
 
 WITHOUT_TORCH = {name for names in LAYERS[:4] for name in names} | {"screening"}

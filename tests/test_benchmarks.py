@@ -78,6 +78,12 @@ def test_cohorts(benchmarks: None) -> None:
     assert figures.difference < 1e-6
 
 
+def test_measurements(benchmarks: None) -> None:
+    taken = module("measurements").seconds(64, 3, 1, ("sizeshape", "intensity"))
+    assert taken.keys() == {"segment", "sizeshape", "intensity", "measure", "cells"}
+    assert all(value > 0 for value in taken.values())
+
+
 def test_memory(benchmarks: None, tmp_path: Path) -> None:
     peaks = module("memory").measure(tmp_path, sites=4, sites_per_part=2)
     assert 0 < peaks.driver_mib < peaks.all_mib

@@ -86,7 +86,7 @@ def test_shipped_latents_are_standard(crops: np.ndarray) -> None:
     codec = load_codec(shipped_codec())
     mean, std = encode_posterior(codec, crops)
     scaled = mean * codec.config.scaling_factor
-    assert scaled.shape == (64, 32, 8, 8) and scaled.dtype == np.float32
+    assert scaled.shape == (64, 12, 8, 8) and scaled.dtype == np.float32
     assert abs(float(scaled.std()) - 1.0) < 0.25
     assert np.all(std > 0) and float(std.mean()) < 0.2
 
@@ -103,7 +103,7 @@ def test_any_multiple_of_eight(size: tuple[int, int]) -> None:
     codec = load_codec(shipped_codec())
     images = np.random.default_rng(0).integers(0, 256, (3, 3, *size), np.uint8)
     mean, std = encode_posterior(codec, images, batch_size=2)
-    assert mean.shape == std.shape == (3, 32, size[0] // 8, size[1] // 8)
+    assert mean.shape == std.shape == (3, 12, size[0] // 8, size[1] // 8)
     decoded = decode_latents(codec, scale_latents(codec, torch.from_numpy(mean)), batch_size=2)
     assert decoded.dtype == np.uint8 and decoded.shape == images.shape
 
@@ -111,7 +111,7 @@ def test_any_multiple_of_eight(size: tuple[int, int]) -> None:
 def test_no_images_give_no_latents() -> None:
     codec = load_codec(shipped_codec())
     mean, std = encode_posterior(codec, np.zeros((0, 3, 64, 64), np.uint8))
-    assert mean.shape == std.shape == (0, 32, 8, 8)
+    assert mean.shape == std.shape == (0, 12, 8, 8)
     assert decode_latents(codec, torch.from_numpy(mean)).shape == (0, 3, 64, 64)
 
 
@@ -149,7 +149,7 @@ def test_normalising_latents_keeps_reconstructions(crops: np.ndarray) -> None:
     codec = load_codec(shipped_codec())
     mean, std = encode_posterior(codec, crops[:4])
     before = reconstruct(codec, crops[:4])
-    shift, scale = torch.linspace(-1, 1, 32), torch.linspace(0.5, 2, 32)
+    shift, scale = torch.linspace(-1, 1, 12), torch.linspace(0.5, 2, 12)
     normalise_latents(codec, shift, scale)
     new_mean, new_std = encode_posterior(codec, crops[:4])
     expected = (mean - shift.numpy()[:, None, None]) / scale.numpy()[:, None, None]
@@ -419,7 +419,7 @@ training: {{max_steps: 2, batch_size: 2, texture_from: 0}}
     written = (vae / WEIGHTS).stat().st_mtime_ns
     assert run_codec(parse_codec_run(text, "test")) == str(vae)
     assert (vae / WEIGHTS).stat().st_mtime_ns == written
-    assert load_codec(vae).config.latent_channels == 32
+    assert load_codec(vae).config.latent_channels == 12
 
 
 def test_a_run_narrows_the_files_that_match_and_keeps_what_it_narrowed_by(
@@ -435,13 +435,13 @@ def test_a_run_narrows_the_files_that_match_and_keeps_what_it_narrowed_by(
         )
         data = f"data={{kind: folder, source: {tmp_path / 'images'}, files: ['a_*'], held_out: 2}}"
         training = "training={trainable: decoder, max_steps: 1, batch_size: 2, texture_from: 0}"
-        words = [data, training, "codec.latent_channels=12", *more]
+        words = [data, training, "codec.latent_channels=6", *more]
         return Path(run_codec(parse_codec_run(text, "test", words)))
 
     first = run("first", "shipped")
     by = Narrowing.load(first)
-    assert by is not None and by.down.shape == (12, 32)
-    assert load_codec(first).config.latent_channels == 12
+    assert by is not None and by.down.shape == (6, 12)
+    assert load_codec(first).config.latent_channels == 6
     (tmp_path / "other" / "narrowing").mkdir(parents=True)  # found by another machine, with other signs
     (kept,) = (tmp_path / "first" / "narrowing").iterdir()
     turned = Narrowing(-by.down, -by.up, by.mean)
@@ -463,10 +463,10 @@ def test_unknown_key_of_a_codec_run_lists_the_known() -> None:
 
 def test_a_narrowed_codec_keeps_what_the_image_depends_on(crops: np.ndarray) -> None:
     wide = load_codec(shipped_codec())
-    by = find_narrowing(wide, crops, 12)
+    by = find_narrowing(wide, crops, 6)
     narrow = narrow_codec(wide, by)
     latents, _ = encode_posterior(narrow, crops)
-    assert latents.shape == (len(crops), 12, 8, 8) and narrow.config.scaling_factor == 1.0
+    assert latents.shape == (len(crops), 6, 8, 8) and narrow.config.scaling_factor == 1.0
     np.testing.assert_allclose(latents.std(axis=(0, 2, 3)), 1.0, atol=0.05)
     scaled = scale_latents(wide, torch.from_numpy(encode_posterior(wide, crops)[0]))
     expected = torch.einsum("kl,nlij->nkij", by.down, scaled - by.mean[:, None, None])
@@ -494,16 +494,16 @@ def test_a_turn_of_the_latents_is_folded_exactly(crops: np.ndarray) -> None:
 
 def test_the_shipped_denoiser_is_folded_for_a_narrowed_codec(crops: np.ndarray, tmp_path: Path) -> None:
     wide = load_codec(shipped_codec())
-    by = find_narrowing(wide, crops, 12)
+    by = find_narrowing(wide, crops, 6)
     save_codec(narrow_codec(wide, by), tmp_path)
     projection = {"kind": "mlp", "tokens": 1, "hidden": 8}
-    with pytest.raises(ConfigError, match="takes 32 latent channels, the autoencoder has 12"):
+    with pytest.raises(ConfigError, match="takes 12 latent channels, the autoencoder has 6"):
         new_bundle(BundleConfig(preset="tiny", source="shipped", vae=str(tmp_path)), 64, 4, projection, 0)
     by.save(tmp_path)
     config = BundleConfig(preset="tiny", source="shipped", vae=str(tmp_path))
     narrow = new_bundle(config, 64, 4, projection, 0).denoiser.eval()
     full = new_bundle(BundleConfig(preset="tiny", source="shipped"), 64, 4, projection, 0).denoiser.eval()
-    y = torch.randn(2, 12, 8, 8, generator=torch.Generator().manual_seed(0))
+    y = torch.randn(2, 6, 8, 8, generator=torch.Generator().manual_seed(0))
     steps, vectors = torch.tensor([20, 700]), torch.zeros(2, 4)
     with torch.no_grad():
         z = torch.einsum("lk,nkij->nlij", by.up, y) + by.mean[:, None, None]

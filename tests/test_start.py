@@ -67,7 +67,7 @@ def test_only_the_tiny_preset_has_a_shipped_start() -> None:
 
 def test_another_autoencoder_is_refused(tiny_bundle: Path) -> None:
     config = BundleConfig(preset="tiny", source=SHIPPED, vae=str(tiny_bundle / "vae"))
-    with pytest.raises(ConfigError, match="takes 32 latent channels, the autoencoder has 4"):
+    with pytest.raises(ConfigError, match="takes 12 latent channels, the autoencoder has 4"):
         new_bundle(config, 64, 9, MLP, 0)
 
 

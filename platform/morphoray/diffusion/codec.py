@@ -23,7 +23,7 @@ class CodecConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     image_channels: int = Field(default=3, ge=1, le=6)
-    latent_channels: int = Field(default=32, ge=1)
+    latent_channels: int = Field(default=12, ge=1)
     block_out_channels: tuple[int, ...] = (16, 32, 64, 96)
     layers_per_block: int = Field(default=1, ge=1)
     norm_num_groups: int = Field(default=4, ge=1)

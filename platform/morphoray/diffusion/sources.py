@@ -10,7 +10,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 
 def shipped_codec() -> Path:
-    """The folder of the autoencoder that comes with the package: 3 channels, 32 x H/8 x W/8 latents."""
+    """The folder of the autoencoder that comes with the package: 3 channels, 12 x H/8 x W/8 latents."""
     return WEIGHTS / "tiny_vae"
 
 

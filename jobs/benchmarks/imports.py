@@ -6,7 +6,8 @@ under other names. The command's whole start is part of what is measured: about 
 
 import argparse
 import itertools
-import os
+import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -19,6 +20,14 @@ from _common import machine
 HEADER = "site_id,well_id,cell_type,dataset,experiment,plate,well,site,well_type,sirna,sirna_id"
 EXPERIMENTS = {"HUVEC": 24, "HEPG2": 11, "RPE": 11, "U2OS": 5}
 WELLS = [f"{row}{column:02d}" for row in "BCDEFGHIJKLMNO" for column in range(2, 24)]
+WATCH = """
+import json, resource, subprocess, sys
+status = subprocess.call(sys.argv[2:])
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+with open(sys.argv[1], "w") as file:
+    json.dump({"cpu_s": used.ru_utime + used.ru_stime, "peak_mib": used.ru_maxrss / 1024}, file)
+sys.exit(status)
+"""
 
 
 @dataclass(frozen=True)
@@ -55,19 +64,19 @@ def _of_cell_type(cell_type: str, names: list[str]) -> Iterator[str]:
 
 
 def measure(folder: Path, rows: int) -> Cost:
-    """What importing a table of `rows` takes. Raises RuntimeError if the command fails."""
+    """What importing a table of `rows` takes. Raises CalledProcessError if the command fails."""
     source = folder / f"rxrx1-{rows}"
     source.mkdir()
     with (source / "metadata.csv").open("w") as file:
         file.writelines(f"{line}\n" for line in metadata(rows))
     command = [sys.executable, "-m", "morphoray", "data", "import", "rxrx1", str(source), f"{source}/run"]
+    report = source / "cost.json"
     start = time.perf_counter()
-    child = os.posix_spawn(sys.executable, [*command, "--set", "dataset.check_files=false"], os.environ)
-    _, status, used = os.wait4(child, 0)
-    if status:
-        raise RuntimeError(f"{' '.join(command)} ended with status {status}")
+    # A child's peak starts at its parent's (Linux keeps it across exec), so a small process stands between.
+    watched = [sys.executable, "-S", "-c", WATCH, str(report), *command]
+    subprocess.run([*watched, "--set", "dataset.check_files=false"], check=True)
     wall = time.perf_counter() - start
-    return Cost(used.ru_utime + used.ru_stime, wall, used.ru_maxrss / 1024)
+    return Cost(wall_s=wall, **json.loads(report.read_text()))
 
 
 def main() -> None:

@@ -115,8 +115,17 @@ def test_image_is_a_function_of_the_request(client: httpx.Client) -> None:
         {"steps": 3},
         {"sampler": "ddim"},
         {"perturbation_id": CONTROL},
+        {"shared_noise": True},
     ):
         assert one(client, **{"perturbation_id": "aspirin", "seed": 3, **other}) != first
+
+
+def test_shared_noise_leaves_the_condition_alone_to_differ(client: httpx.Client) -> None:
+    by_name = {"perturbation_id": "aspirin", "seed": 3}
+    by_smiles = {"smiles": SMILES["aspirin"], "seed": 3}
+    assert one(client, **by_name, shared_noise=True) == one(client, **by_smiles, shared_noise=True)
+    assert one(client, **by_name) != one(client, **by_smiles)
+    assert ask(client, **by_name, shared_noise=True).json()["shared_noise"] is True
 
 
 def test_json_tells_what_the_images_are_a_function_of(client: httpx.Client) -> None:

@@ -220,6 +220,7 @@ class GenerationConfig(Section):
     gpus_per_actor: float = Field(0, ge=0)
     cpus_per_actor: float = Field(1, gt=0)
     seed: int | None = None  # None: the run's
+    shared_noise: bool = False  # the same noise for every perturbation: image i shows the same cells in all
 
 
 class MethodConfig(Section):

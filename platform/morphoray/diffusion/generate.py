@@ -14,6 +14,8 @@ from morphoray.seeds import derive_seed
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+SHARED_NOISE = ""  # instead of a perturbation's name: image i starts from the same noise whatever the vector
+
 
 @dataclass(frozen=True)
 class ImageRequest:

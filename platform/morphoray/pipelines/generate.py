@@ -92,13 +92,15 @@ def generate_images(
     storage = storage_from(storage_config)
     manifest = read_manifest(storage, bundle)
     seed = seed if generation.seed is None else generation.seed
-    placement = {"num_actors", "gpus_per_actor", "cpus_per_actor", "batch_size", "seed"}
+    elsewhere = {"num_actors", "gpus_per_actor", "cpus_per_actor", "batch_size", "seed", "shared_noise"}
     settings = {
         "bundle": manifest["fingerprint"],
-        "generation": generation.model_dump(mode="json", exclude=placement),
+        "generation": generation.model_dump(mode="json", exclude=elsewhere),
         "seed": seed,
         "perturbations": fingerprint([item.perturbation_id for item in items]),
     }
+    if generation.shared_noise:
+        settings["shared_noise"] = True
     if any(len(item.identity) > 1 for item in items):
         settings["context"] = fingerprint([list(item.identity) for item in items])
     claim(storage, join(out, "settings.json"), settings, "Images")
@@ -202,6 +204,7 @@ class GeneratePart:
         from morphoray.pipelines.cluster import use_threads
 
         use_threads(generation.cpus_per_actor)
+        self._shared_noise = generation.shared_noise
         self._bundle = load(storage, bundle, use_gpu=generation.gpus_per_actor > 0)
         self._settings = SamplerSettings(
             sampler=generation.sampler,
@@ -215,13 +218,13 @@ class GeneratePart:
 
     def __call__(self, item: Item) -> Item:
         """The part's IMAGES table, packed."""
-        from morphoray.diffusion.generate import ImageRequest, generate, image_seed
+        from morphoray.diffusion.generate import SHARED_NOISE, ImageRequest, generate, image_seed
         from morphoray.imaging.png import encode_image
 
         asked = unpack(item["asked"]).to_pylist()
         vectors = np.frombuffer(item["vectors"], np.float32).reshape(len(asked), -1)
         requests = [
-            ImageRequest(row["perturbation_id"], vector, row["index"])
+            ImageRequest(SHARED_NOISE if self._shared_noise else row["perturbation_id"], vector, row["index"])
             for row, vector in zip(asked, vectors, strict=True)
         ]
         settings, channels = self._settings, self._bundle.mapping.outputs

@@ -1,8 +1,7 @@
 """A library of SMILES to ranked HITS: every molecule's images against the control's, in resumable parts.
 
-All images of a screen are requested under one and the same perturbation_id, `screen`: an image's noise is a
-function of (seed, perturbation_id, index), so image i of every molecule and image i of the control start
-from, and are led by, the same noise. The difference between them is then the model's answer to the molecule.
+The noise is shared (SHARED_NOISE in diffusion/generate.py): image i of every molecule and image i of the
+control start from, and are led by, the same. What differs is then the model's answer to the molecule.
 """
 
 from collections.abc import Sequence

@@ -13,7 +13,6 @@ from morphoray.pipelines.layout import layout_of, storage_from
 from morphoray.pipelines.stream import Item, pack
 from morphoray.screening.scores import paired_effect
 
-NOISE = "screen"  # the perturbation_id of every image of a screen: see `screen.py`
 TOP, COLUMNS = 5, 8  # molecules in the final picture, and images of each
 
 PART = pa.schema(
@@ -54,9 +53,10 @@ class ScreenPart:
 
     def _images(self, vectors: np.ndarray) -> np.ndarray:
         """n images of each of the vectors (N, width), as uint8 (N x n, K, H, W)."""
-        from morphoray.diffusion.generate import ImageRequest, generate
+        from morphoray.diffusion.generate import SHARED_NOISE, ImageRequest, generate
 
-        requests = [ImageRequest(NOISE, vector, i) for vector in vectors for i in range(self._section.n)]
+        n = self._section.n
+        requests = [ImageRequest(SHARED_NOISE, vector, index) for vector in vectors for index in range(n)]
         return np.stack(list(generate(self._bundle, requests, self._sampling)))
 
     def __call__(self, item: Item) -> Item:

@@ -139,6 +139,7 @@ def _body(catalog: Catalog, work: list[Work], made: list[Made]) -> ImagesRespons
         cell_type=first.perturbation.cell_type,
         experiment=first.perturbation.experiment,
         seed=first.seed,
+        shared_noise=first.shared_noise,
         sampler=first.sampling.sampler,
         steps=first.sampling.steps,
         guidance_scale=first.sampling.guidance_scale,

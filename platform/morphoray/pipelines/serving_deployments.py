@@ -81,7 +81,7 @@ class ImageGenerator:
         return [results[place] for place in range(len(batch))]
 
     def _sample(self, sampling: Sampling, group: list[Work]) -> list[bytes]:
-        from morphoray.diffusion.generate import ImageRequest, SamplerSettings, generate
+        from morphoray.diffusion.generate import SHARED_NOISE, ImageRequest, SamplerSettings, generate
         from morphoray.imaging.png import encode_image, encode_png
 
         bundle = self._bundles[sampling.bundle]
@@ -94,7 +94,12 @@ class ImageGenerator:
             precision=self._args.precision,
         )
         requests = [
-            ImageRequest(item.perturbation.perturbation_id, item.vector, item.index, item.seed)
+            ImageRequest(
+                SHARED_NOISE if item.shared_noise else item.perturbation.perturbation_id,
+                item.vector,
+                item.index,
+                item.seed,
+            )
             for item in group
         ]
         mapping, images = bundle.mapping, generate(bundle, requests, settings)

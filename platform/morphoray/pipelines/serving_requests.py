@@ -40,6 +40,7 @@ class ImagesRequest(BaseModel):
     n: int = Field(1, ge=1, le=MAX_IMAGES, description="how many images")
     seed: int = Field(0, ge=0, le=2**53 - 1)
     index_start: int = Field(0, ge=0, le=2**31 - 1 - MAX_IMAGES, description="the first image's index")
+    shared_noise: bool = Field(False, description="the same noise, so the same cells, for every perturbation")
     sampler: Literal["ddpm", "ddim", "dpmsolver++"] | None = Field(None, description="default: the bundle's")
     steps: int | None = Field(None, ge=1, le=250, description="default: the bundle's")
     guidance_scale: float | None = Field(None, ge=0, le=30, description="default: the bundle's")
@@ -75,6 +76,7 @@ class ImagesResponse(BaseModel):
     cell_type: str | None = Field(None, description="absent: none was asked for")
     experiment: str | None = Field(None, description="absent: none was asked for")
     seed: int
+    shared_noise: bool
     sampler: str
     steps: int
     guidance_scale: float
@@ -95,7 +97,10 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Work:
-    """One image to make: vector (width,) float32; seed and index choose its noise; raw: not in RGB."""
+    """One image to make: vector (width,) float32; raw: not in RGB.
+
+    seed, index and, unless it is shared, the perturbation choose the noise.
+    """
 
     sampling: Sampling
     perturbation: Perturbation
@@ -103,6 +108,7 @@ class Work:
     index: int
     seed: int
     raw: bool = False
+    shared_noise: bool = False
 
 
 @dataclass(frozen=True)
@@ -160,7 +166,8 @@ class Catalog:
         )
         indices = range(request.index_start, request.index_start + request.n)
         raw = request.format == "channels"
-        return [Work(sampling, item, vector, index, request.seed, raw) for index in indices]
+        shared = request.shared_noise
+        return [Work(sampling, item, vector, index, request.seed, raw, shared) for index in indices]
 
     def _bundle(self, name: str | None) -> str:
         names = list(self.manifests)

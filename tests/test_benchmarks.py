@@ -10,6 +10,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from morphoray.perturbations.base import Perturbation
 from tinyrun import REAL_RAY
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -98,6 +99,29 @@ def test_imports(benchmarks: None, tmp_path: Path) -> None:
     assert len({line.split(",")[4] for line in lines[1:125_665]}) == 51  # RxRx1 has some wells less
     cost = imports.measure(tmp_path, rows=2000)
     assert cost.cpu_s > 0 and 50 < cost.peak_mib < 1000
+
+
+def test_doses(benchmarks: None) -> None:
+    doses = module("doses")
+    known = [
+        Perturbation("dmso", "control", is_control=True),
+        *(
+            Perturbation(f"a@{dose}", "compound", smiles="CCO", concentration_um=dose)
+            for dose in (16.0, 1.0, 4.0)
+        ),
+    ]
+    (items,) = doses.series(known).values()
+    assert [item.concentration_um for item in items] == [1, 2, 4, 8, 16]
+    assert [item.perturbation_id for item in items][1] == "a@2"
+    generator = np.random.default_rng(0)
+    control, top = generator.normal(0, 0.1, (40, 5)), generator.normal(0, 0.1, (40, 5)) + 3
+    assert abs(doses.positions(control, control, top).mean()) < 1e-6
+    assert abs(doses.positions((control + top) / 2, control, top).mean() - 0.5) < 0.05
+    truth = np.array([0.1, 0.4, 0.6, 0.9])
+    rising = [doses.Dose(1, "", each, each + np.array([0.0, 0.01]), None) for each in truth]
+    assert doses.rank_correlation(rising) == (1, 1)
+    falling = [doses.Dose(1, "", each, -each * np.ones(2), None) for each in truth]
+    assert doses.rank_correlation(falling) == (-1, -1)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,12 @@
-"""Whether generated images move along the true dose axis, from one seed, at doses that training never saw too.
+"""Whether generated images move along the true dose axis, from one seed, held-out doses included.
 
     python jobs/benchmarks/doses.py RUN/config.yaml
 
 RUN is a finished run on simulated compounds at several doses (jobs/configs/simulated_doses.yaml). For every
-compound its doses are generated from shared noise, those of the data and the geometric means between them. An
-image's position is its features' projection on the line from the mean of real controls (0) to the mean of real
-images at the highest dose (1); the truth is the simulator's response, the share of a full effect. Without a run
-it says so and ends.
+compound its doses are generated from shared noise, those of the data and the geometric means between them.
+An image's position is its features' projection on the line from the mean of real controls (0) to the mean of
+real images at the highest dose (1); the truth is the simulator's response, the share of a full effect.
+Without a run it says so and ends.
 """
 
 import argparse
@@ -103,7 +103,7 @@ class Judge:
         return np.stack([decode_image(data) for data in table["image"].to_pylist()])
 
     def rows(self, items: Sequence[Perturbation], controls: np.ndarray) -> list[Dose]:
-        """One compound's doses. The axis is drawn through every other real image, the rest are placed on it."""
+        """One compound's doses. The axis goes through every other real image, the rest are placed on it."""
         there = {*self.sites["perturbation_id"].unique().to_pylist()}
         unseen = unseen_perturbations(self.sites)
         real = {name: self.real(name) for item in items if (name := item.perturbation_id) in there}

@@ -7,7 +7,8 @@ import os
 import re
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,26 @@ class TimedStage:
         rate, first = steady_rate(list(folder.glob(pattern)), self._units)
         self.start_s.append(first - begun)
         return rate
+
+
+class Spent:
+    """Seconds by part of a loop, summed: `with spent("forward"): …`."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+
+    @contextlib.contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[part] += time.perf_counter() - start
+
+    def print(self, title: str) -> None:
+        """The title, and a line for each part: its share of all seconds."""
+        total = sum(self.seconds.values())
+        print(title)
+        for part, seconds in self.seconds.most_common():
+            print(f"  {part:24s} {100 * seconds / total:5.1f} %")
 
 
 def print_start(start_s: list[float]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from _common import (
     Rates,
+    Spent,
     TimedStage,
     interleave,
     machine,
@@ -39,11 +40,15 @@ ORIGINAL = {"sampler": "ddpm", "steps": 50, "tokens": 77}
 
 @dataclass(frozen=True)
 class Figures:
-    """rates: images/s round by round; start_s: until the first part begins; settings: the product's."""
+    """rates: images/s round by round; start_s: until the first part begins; settings: the product's.
+
+    spent: where the bare loop's seconds go.
+    """
 
     rates: Rates
     start_s: list[float]
     settings: GenerationConfig
+    spent: Spent
 
 
 def measure(
@@ -60,19 +65,19 @@ def measure(
     bundle = load_bundle(path)
     item = known_perturbations(bundle.manifest)[:1]
     use_threads(settings.cpus_per_actor)
-    timed = TimedStage(images_per_part)
+    timed, spent = TimedStage(images_per_part), Spent()
 
     def bare() -> float:
         def work() -> None:
             for start in range(0, images_per_part, settings.batch_size):
                 count = min(settings.batch_size, images_per_part - start)
-                bare_images(bundle, count, settings.sampler, settings.steps)
+                bare_images(bundle, count, settings.sampler, settings.steps, spent)
 
         return images_per_part / seconds_of(work)
 
     def original() -> float:
         return original_images / seconds_of(
-            lambda: [bare_images(bundle, 1, **ORIGINAL) for _ in range(original_images)]
+            lambda: [bare_images(bundle, 1, spent=Spent(), **ORIGINAL) for _ in range(original_images)]
         )
 
     def stage() -> float:
@@ -84,24 +89,32 @@ def measure(
         )
 
     bare()
+    spent.seconds.clear()
     with connected():
         rates = interleave({"bare": bare, "stage": stage, "original": original}, repeats)
-    return Figures(rates, timed.start_s, settings)
+    return Figures(rates, timed.start_s, settings, spent)
 
 
 @torch.inference_mode()
-def bare_images(bundle: Bundle, count: int, sampler: str, steps: int, tokens: int = 1) -> list[bytes]:
+def bare_images(
+    bundle: Bundle, count: int, sampler: str, steps: int, spent: Spent, tokens: int = 1
+) -> list[bytes]:
     """`count` images in one batch, as PNG: torch's one generator, `tokens` identical condition tokens."""
-    noise = torch.randn(count, *bundle.latent_shape(int(bundle.manifest["resolution"])))
-    width = int(bundle.denoiser.projection.vector_width)
-    condition = bundle.denoiser.projection(torch.ones(count, width)).repeat(1, tokens, 1)
-    scheduler = make_sampler(sampler, bundle.schedule, steps)
+    with spent("noise and condition"):
+        noise = torch.randn(count, *bundle.latent_shape(int(bundle.manifest["resolution"])))
+        width = int(bundle.denoiser.projection.vector_width)
+        condition = bundle.denoiser.projection(torch.ones(count, width)).repeat(1, tokens, 1)
+        scheduler = make_sampler(sampler, bundle.schedule, steps)
     latents: Tensor = noise * scheduler.init_noise_sigma
     for timestep in scheduler.timesteps:
-        prediction = bundle.denoiser.unet(latents, timestep, condition, return_dict=False)[0]
-        latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
-    pixels = to_uint8(bundle.vae.decode(latents / bundle.scaling_factor).sample).numpy()
-    return [encode_png(image, 1) for image in pixels]
+        with spent("denoiser"):
+            prediction = bundle.denoiser.unet(latents, timestep, condition, return_dict=False)[0]
+        with spent("sampler"):
+            latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
+    with spent("decoder"):
+        pixels = to_uint8(bundle.vae.decode(latents / bundle.scaling_factor).sample).numpy()
+    with spent("PNG"):
+        return [encode_png(image, 1) for image in pixels]
 
 
 def describe(config: GenerationConfig, resolution: int) -> str:
@@ -124,6 +137,7 @@ def main() -> None:
     print_target("stage / bare", ratio(figures.rates, "stage", "bare"), TARGET)
     print(f"  stage / original: {ratio(figures.rates, 'stage', 'original'):.1f}")
     print_start(figures.start_s)
+    figures.spent.print("where the bare loop's time goes:")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from _common import Rates, demo_values, interleave, machine, print_rates, print_target, ratio
+from _common import Rates, Spent, demo_values, interleave, machine, print_rates, print_target, ratio
 from PIL import Image
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -40,7 +40,7 @@ TOKENS = 77
 class Figures:
     """rates: steps a CPU second, round by round; step_gflop: of one step; matmul_gflops: of a large product.
 
-    wall_rates: steps a wall second.
+    wall_rates: steps a wall second. spent: where the bare loop's seconds go.
     """
 
     rates: Rates
@@ -48,6 +48,7 @@ class Figures:
     batch_size: int
     step_gflop: float
     matmul_gflops: float
+    spent: Spent
 
 
 def measure(
@@ -59,8 +60,9 @@ def measure(
         update={"batch_size": batch_size, "schedule": "constant", "max_steps": steps}
     )
     data = _data()
+    bare = BareLoop(config, data)
     loops = {
-        "bare": (BareLoop(config, data), steps),
+        "bare": (bare, steps),
         "product": (ProductLoop(config, data), steps),
         "original": (OriginalLoop(config, folder), original_steps),
     }
@@ -76,7 +78,7 @@ def measure(
     for loop, _ in loops.values():
         loop.run(1)
     rates = interleave({name: partial(timed, name) for name in loops}, repeats)
-    return Figures(rates, wall_rates, batch_size, step_gflop(config), matmul_gflops())
+    return Figures(rates, wall_rates, batch_size, step_gflop(config), matmul_gflops(), bare.spent)
 
 
 def _bundle() -> Bundle:
@@ -118,28 +120,38 @@ class BareLoop:
         self._config, self._data, self._bundle = config, data, _bundle()
         self._state: TrainingState = make_state(self._bundle, config)
         self._bundle.denoiser.train()
+        self.spent = Spent()
 
     def run(self, steps: int) -> None:
         """Train `steps` more steps."""
         assert self._data is not None
         for _ in range(steps):
-            index = torch.randint(len(self._data), (self._config.batch_size,))
-            mean, std = self._data.mean[index].float(), self._data.std[index].float()
-            latents = (mean + std * torch.randn_like(mean)) * self._bundle.scaling_factor
+            with self.spent("latents from memory"):
+                index = torch.randint(len(self._data), (self._config.batch_size,))
+                mean, std = self._data.mean[index].float(), self._data.std[index].float()
+                latents = (mean + std * torch.randn_like(mean)) * self._bundle.scaling_factor
             self._step(latents, self._bundle.denoiser.projection(self._data.vectors[self._data.row[index]]))
 
     def _step(self, latents: Tensor, tokens: Tensor) -> None:
         schedule, model, optimizer = self._bundle.schedule, self._bundle.denoiser, self._state.optimizer
-        noise = torch.randn_like(latents)
-        timesteps = torch.randint(int(schedule.config.num_train_timesteps), (len(latents),))
-        noisy = schedule.add_noise(latents, noise, timesteps)
-        wanted = schedule.get_velocity(latents, noise, timesteps)
-        prediction = model.unet(noisy, timesteps, encoder_hidden_states=tokens, return_dict=False)[0]
-        torch.nn.functional.mse_loss(prediction, wanted).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), self._config.max_grad_norm or 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        self._state.ema.step(model.parameters())
+        spent = self.spent
+        with spent("noise and timesteps"):
+            noise = torch.randn_like(latents)
+            timesteps = torch.randint(int(schedule.config.num_train_timesteps), (len(latents),))
+            noisy = schedule.add_noise(latents, noise, timesteps)
+            wanted = schedule.get_velocity(latents, noise, timesteps)
+        with spent("forward"):
+            prediction = model.unet(noisy, timesteps, encoder_hidden_states=tokens, return_dict=False)[0]
+            loss = torch.nn.functional.mse_loss(prediction, wanted)
+        with spent("backward"):
+            loss.backward()
+        with spent("clipping"):
+            torch.nn.utils.clip_grad_norm_(model.parameters(), self._config.max_grad_norm or 1.0)
+        with spent("AdamW"):
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        with spent("averaged weights"):
+            self._state.ema.step(model.parameters())
 
 
 class OriginalLoop(BareLoop):
@@ -217,6 +229,7 @@ def main() -> None:
         f"  {figures.step_gflop:.1f} GFLOP a step, {speed:.1f} GFLOP a CPU second: "
         f"{100 * speed / figures.matmul_gflops:.0f} % of the {figures.matmul_gflops:.0f} of a matrix product"
     )
+    figures.spent.print("where the bare loop's time goes:")
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from _common import (
 from morphoray.config import RunConfig, parse
 from morphoray.datasets.reading import SITE_COLUMNS
 from morphoray.evaluation.features import Images, load_extractor
+from morphoray.evaluation.networks import WIDTH
 from morphoray.pipelines.cluster import connected, use_threads
 from morphoray.pipelines.encode import read_plan, site_images
 from morphoray.pipelines.features import FeatureStore, ImageRow
@@ -158,7 +159,7 @@ def _print_memory(smallest: int) -> int:
         found = peaks_by_size(lambda n: measure_memory(Path(folder) / str(n), n, 32), smallest, "images")
     grown = (found[-1].driver_mib - found[0].driver_mib) * MIB / 1024 / (15 * smallest)
     growth = memory_ratio(found)
-    print(f"  the driver grows by {grown:.1f} KiB an image, of which the features are 5")
+    print(f"  the driver grows by {grown:.1f} KiB an image; its features are {4 * WIDTH / 1024:.1f} KiB")
     print(f"  16 times the images take {growth:.2f} times the memory, at most {MOST:g} allowed")
     return int(growth > MOST)
 

@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,6 +60,21 @@ def test_encode(benchmarks: None, ray_cluster: None, tmp_path: Path) -> None:
     assert all(value > 0 for value in figures.stages_ms.values())
 
 
+def test_features(benchmarks: None, ray_cluster: None, tmp_path: Path) -> None:
+    features = module("features")
+    figures = features.measure(tmp_path, parts=2, sites_per_part=2, repeats=1)
+    assert figures.rates.keys() == {"bare", "pipeline"}
+    assert all(rate > 0 for rates in figures.rates.values() for rate in rates)
+    assert len(figures.start_s) == 1
+
+
+def test_memory_of_features(benchmarks: None, tmp_path: Path) -> None:
+    peaks = module("features").measure_memory(tmp_path, images=4, images_per_part=2)
+    assert 0 < peaks.driver_mib < peaks.all_mib
+    assert 0 < peaks.actor_mib < peaks.all_mib
+    assert f"{4 * 1280 * 4} bytes of features" in (tmp_path / "log.txt").read_text()
+
+
 def test_train(benchmarks: None, tmp_path: Path) -> None:
     figures = module("train").measure(tmp_path, batch_size=2, steps=1, original_steps=1, repeats=1)
     assert figures.rates.keys() == figures.wall_rates.keys() == {"bare", "product", "original"}
@@ -83,6 +99,87 @@ def test_measurements(benchmarks: None) -> None:
     taken = module("measurements").seconds(64, 3, 1, ("sizeshape", "intensity"))
     assert taken.keys() == {"segment", "sizeshape", "intensity", "measure", "cells"}
     assert all(value > 0 for value in taken.values())
+
+
+@pytest.fixture(scope="module")
+def responses() -> dict[str, Any]:
+    """The validation's table of 24 images a set, by row and metric, with mean and spread as features."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(FOLDER))
+        return module("validation").validate(pixel_statistics, n=24, repeats=8)
+
+
+def pixel_statistics(images: np.ndarray) -> np.ndarray:
+    """Mean and standard deviation of 8 x 8 blocks of every channel, (N, 384) float32."""
+    blocks = images.astype(np.float32).reshape(len(images), 3, 8, 8, 8, 8)
+    moments = [blocks.mean((3, 5)), blocks.std((3, 5))]
+    return np.concatenate([each.reshape(len(images), -1) for each in moments], axis=1) / 16
+
+
+def test_validation_has_every_metric_of_small_sets_in_every_row(
+    benchmarks: None, responses: dict[str, Any]
+) -> None:
+    script, expected = module("validation"), module("_responses")
+    assert list(responses) == list(expected.ROWS)
+    small = {*expected.METRICS} - {"frechet_infinity"}  # from 100 images on
+    assert all(cells.keys() == small for cells in responses.values())
+    lines = script.markdown(responses).splitlines()
+    assert len(lines) == 2 + len(expected.ROWS) and {line.count("|") for line in lines} == {len(small) + 2}
+    failed = [cell for cells in responses.values() for cell in cells.values() if not cell.passed]
+    assert len(script.findings(responses)) == len(failed)
+
+
+def test_validation_sees_what_the_faults_are(benchmarks: None, responses: dict[str, Any]) -> None:
+    """Even 24 images and block means tell these apart; what is passed by chance isn't asserted."""
+    for row, metrics in {
+        "real against real": ("frechet", "kid", "precision", "recall", "nearest_training_ratio"),
+        "dose ladder": ("frechet", "kid", "rank"),
+        "other batch": ("frechet", "kid"),
+        "mode collapse": ("frechet", "precision", "recall", "coverage"),
+        "copies of training": ("frechet", "kid", "nearest_training_ratio"),
+        "wrong perturbation": ("frechet", "kid", "rank", "classifier"),
+    }.items():
+        assert {metric for metric in metrics if not responses[row][metric].passed} == set()
+    assert responses["copies of training"]["nearest_training_ratio"].seen.values == [0]
+    assert responses["real against real"]["nearest_training_ratio"].seen.values[0] > 0.9
+    assert responses["mode collapse"]["recall"].seen.values == [0]
+
+
+def test_validation_tells_what_did_not_respond(benchmarks: None, responses: dict[str, Any]) -> None:
+    """Block means hardly change under blur: the Fréchet distance of these features misses it."""
+    assert not responses["blur ladder"]["precision"].passed
+    found = module("validation").findings(responses)
+    assert any(line.startswith("precision, blur ladder: expected falls with the level") for line in found)
+
+
+@pytest.mark.parametrize(
+    ("expected", "passing", "failing"),
+    [
+        ("AS_REAL", [1.2], [1.5]),
+        ("ABOVE", [1.5], [1.2]),
+        ("BELOW", [0.5], [0.8]),
+        ("NOT_BELOW", [0.8, 9.0], [0.8, 0.5]),
+        ("STAYS", [0.75], [0.74]),
+        ("RISES", [0, 2, 1, 3, 4, 5], [0, 3, 2, 1, 4, 5]),
+        ("FALLS", [5, 4, 3, 1, 2, 0], [0, 1, 2, 3, 4, 5]),
+        ("RISES", [0, 1, 2], [1, 1, 1]),
+        ("FALLS", [4, 5, 3, 2, 1], [3, 5, 4, 2, 1]),  # -0.9 and -0.7
+        ("FIRST", [1], [1.25]),
+        ("FIRST_WHEN_WEAK", [1, 1, 4], [1, 2, 1]),
+        ("NOT_FIRST", [2], [1.75]),
+        ("LEAVES_FIRST", [1, 1, 3], [1, 3, 2]),
+        ("LEAVES_FIRST", [1, 2], [1, 1]),
+        ("FAR_BELOW_ONE", [0.49], [0.5]),
+    ],
+)
+def test_a_response_is_what_its_words_say(
+    benchmarks: None, expected: str, passing: list[float], failing: list[float]
+) -> None:
+    """Against real images of 0.9, 1 and 1.1: mean 1, standard deviation 0.1."""
+    script, null = module("_responses"), np.array([0.9, 1.0, 1.1])
+    for values, holds in ((passing, True), (failing, False)):
+        seen = script.Seen(np.array(values, float), np.arange(len(values), dtype=float), null)
+        assert bool(getattr(script, expected).holds(seen)) is holds
 
 
 def test_memory(benchmarks: None, tmp_path: Path) -> None:

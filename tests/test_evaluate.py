@@ -4,14 +4,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
+import pyarrow as pa
 import pytest
 
 from morphoray import schema
-from morphoray.config import MethodConfig, build
+from morphoray.config import EvaluationConfig, ImageConfig, MethodConfig, build
 from morphoray.errors import ConfigError, DataError
+from morphoray.imaging.channels import MAPPINGS
 from morphoray.imaging.png import encode_png
 from morphoray.perturbations.base import Perturbation
+from morphoray.pipelines.encode import ReadPlan
 from morphoray.pipelines.evaluate import run_evaluate
+from morphoray.pipelines.features import FeatureStore, ImageRow
 from morphoray.pipelines.method_images import read_method, with_the_datas_names
 from morphoray.pipelines.run import run_train
 from morphoray.storage import Storage
@@ -64,6 +69,36 @@ def test_a_run_and_a_foreign_folder_are_measured_once(
     run_evaluate(run_of(values))
     assert features == {path: path.stat().st_mtime_ns for path in (out / "features").rglob("*.parquet")}
     assert "features  " not in capsys.readouterr().out
+
+
+def test_a_driver_keeps_the_features_once(tmp_path: Path) -> None:
+    """Of parts that are there: neither their tables nor what Arrow allocated for them stay."""
+    settings_, count, width = EvaluationConfig(features_per_part=500), 4000, 1280
+    plan = ReadPlan(ImageConfig(), MAPPINGS["rgb"], 1, 0)
+    store = FeatureStore(Storage(), str(tmp_path), settings_, Storage(), plan, "test")
+    rows = [
+        ImageRow(origin, "taxol", "e", str(n), "file", {"uri": ""})
+        for origin in "ab"
+        for n in range(count // 2)
+    ]
+    for part in store.parts(rows):
+        names = {name: [row[name] for row in part["rows"]] for name in ("origin", "perturbation_id", "item")}
+        values = np.array([float(row["item"]) for row in part["rows"]], np.float32).repeat(width)
+        columns = {**names, "experiment": ["e"] * len(part["rows"])}
+        columns["features"] = pa.FixedSizeListArray.from_arrays(pa.array(values), width)
+        table = schema.conform(pa.table(columns), schema.features_schema(width), "features")
+        Storage().write_table(str(tmp_path / f"{part['name']}.parquet"), schema.stamp(table, "test"))
+    read = Storage().read_table(str(next(tmp_path.glob("*.parquet"))))
+    del read, values, columns, table
+    pa.default_memory_pool().release_unused()
+    before = psutil.Process().memory_info().rss
+    tables = store.measure(rows)
+    held = psutil.Process().memory_info().rss - before
+    assert list(tables) == ["a", "b"]
+    for table in tables.values():
+        assert table.features.shape == (count // 2, width)
+        assert table.items[7] == "7" and (table.features[7] == 7).all()
+    assert held < 2 * 4 * count * width
 
 
 def test_too_few_images_are_told_and_no_image_is_an_error(

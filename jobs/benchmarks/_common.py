@@ -6,12 +6,16 @@ import io
 import os
 import re
 import statistics
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 
 from morphoray import schema
@@ -22,6 +26,7 @@ from morphoray.pipelines.sites import import_sites, read_sites
 
 Rates = dict[str, list[float]]
 COMPOUNDS = ("lovastatin", "diazepam", "caffeine")
+MIB = 2**20
 
 
 def machine() -> str:
@@ -141,6 +146,81 @@ def steady_rate(files: list[Path], units_per_file: int) -> tuple[float, float]:
     times = sorted(path.stat().st_mtime for path in files)
     per_part = (times[-1] - times[0]) / (len(times) - 1)
     return units_per_file / per_part, times[0] - per_part
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """Highest values in MiB, each at its own moment; all_mib: every process of the tree together."""
+
+    driver_mib: float
+    actor_mib: float
+    all_mib: float
+    store_mib: float
+
+    def __str__(self) -> str:
+        return (
+            f"driver {self.driver_mib:6.0f}, actor {self.actor_mib:6.0f}, "
+            f"all processes {self.all_mib:6.0f}; object store {self.store_mib:5.0f}"
+        )
+
+
+def peaks_of(command: list[str], log: Path, actor_name: str) -> Peaks:
+    """Run the command and watch its processes; what it says goes to `log`. Raises CalledProcessError.
+
+    actor_name: part of the title of the process that is told apart as the actor.
+    """
+    with log.open("wb") as file:
+        running = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        peaks = _watch(running, actor_name)
+    if running.returncode:
+        print(log.read_text()[-2000:], file=sys.stderr)
+        raise subprocess.CalledProcessError(running.returncode, command)
+    return peaks
+
+
+def _watch(running: subprocess.Popen[bytes], actor_name: str, every_s: float = 0.2) -> Peaks:
+    """Peaks until the process ends."""
+    highest = [0.0, 0.0, 0.0, 0.0]
+    root = psutil.Process(running.pid)
+    while running.poll() is None:
+        driver = actor = everything = store = 0.0
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in [root, *root.children(recursive=True)]:
+                own, shared, name = _memory_mib(process)
+                everything += own
+                store = max(store, shared)
+                driver += own if process.pid == root.pid else 0
+                actor += own if actor_name in name else 0
+        highest = [max(pair) for pair in zip(highest, [driver, actor, everything, store], strict=True)]
+        time.sleep(every_s)
+    return Peaks(*highest)
+
+
+def _memory_mib(process: psutil.Process) -> tuple[float, float, str]:
+    """Own and shared-memory MiB of a process, and its title; zeros when it has ended."""
+    try:
+        told = Path(f"/proc/{process.pid}/status").read_text()
+        title = Path(f"/proc/{process.pid}/cmdline").read_bytes().decode(errors="replace")
+    except OSError:
+        return 0.0, 0.0, ""
+    kib = {name: int(value) for name, value in re.findall(r"^(VmRSS|RssShmem):\s+(\d+) kB", told, re.M)}
+    shared = kib.get("RssShmem", 0)
+    return (kib.get("VmRSS", 0) - shared) * 1024 / MIB, shared * 1024 / MIB, title
+
+
+def peaks_by_size(measure: Callable[[int], Peaks], smallest: int, unit: str) -> list[Peaks]:
+    """The peaks of 1, 4 and 16 times the smallest input, each printed as it is measured."""
+    found = []
+    for size in (smallest, 4 * smallest, 16 * smallest):
+        found.append(measure(size))
+        print(f"  {size:5d} {unit}: {found[-1]}", flush=True)
+    return found
+
+
+def memory_ratio(found: list[Peaks]) -> float:
+    """All processes and the object store at the largest size, over the same at the smallest."""
+    first, last = found[0], found[-1]
+    return (last.all_mib + last.store_mib) / (first.all_mib + first.store_mib)
 
 
 def demo_values() -> dict[str, Any]:

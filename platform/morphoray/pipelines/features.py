@@ -78,20 +78,24 @@ class FeatureStore:
         With `codec_of`, of what that run's autoencoder makes of the images. An image that can't be read is
         left out and told in `quarantine` of the store.
         """
-        parts = list(self._parts(rows))
+        parts = list(self.parts(rows))
         there = {uri.rsplit("/", 1)[-1] for uri in self.storage.list_files(self.uri, suffix=".parquet")}
         todo = [part for part in parts if f"{part['name']}.parquet" not in there]
         if todo:
             self._compute(todo, sum(len(part["rows"]) for part in parts), codec_of)
-        tables = []
+        tables: dict[str, list[FeatureTable]] = {}
         for part in parts:
-            tables.append(self.storage.read_table(join(self.uri, f"{part['name']}.parquet")))
+            table = self.storage.read_table(join(self.uri, f"{part['name']}.parquet"))
+            tables.setdefault(part["rows"][0]["origin"], []).append(_feature_table(table))
             bad = join(self.uri, "quarantine", f"{part['name']}.parquet")
             if self.storage.exists(bad):
                 self.quarantine.extend(self.storage.read_table(bad).to_pylist())
-        return _by_origin(pa.concat_tables(tables)) if tables else {}
+        joined = {origin: _joined(tables.pop(origin)) for origin in list(tables)}
+        pa.default_memory_pool().release_unused()  # Arrow keeps twice the features' size of what it freed
+        return joined
 
-    def _parts(self, rows: Sequence[ImageRow]) -> Iterator[Item]:
+    def parts(self, rows: Sequence[ImageRow]) -> Iterator[Item]:
+        """What is read, measured and stored together: rows of one origin, and the name of their files."""
         size = self.settings.features_per_part
         for origin in dict.fromkeys(row.origin for row in rows):
             mine = [vars(row) for row in rows if row.origin == origin]
@@ -125,20 +129,18 @@ def features_resources(settings: EvaluationConfig) -> Resources:
     return Resources(settings.num_actors, settings.cpus_per_actor, settings.gpus_per_actor, task_cpus=1)
 
 
-def _by_origin(table: pa.Table) -> dict[str, FeatureTable]:
+def _feature_table(table: pa.Table) -> FeatureTable:
+    """One part's FEATURES."""
     width = table.schema.field("features").type.list_size
     features = pa.compute.list_flatten(table["features"]).to_numpy().reshape(-1, width)
-    columns = {
-        name: np.asarray(table[name].to_pylist(), object)
-        for name in ("origin", "perturbation_id", "experiment", "item")
-    }
-    found = {}
-    for origin in dict.fromkeys(columns["origin"]):
-        mine = columns["origin"] == origin
-        found[str(origin)] = FeatureTable(
-            features[mine], *(columns[name][mine] for name in ("perturbation_id", "experiment", "item"))
-        )
-    return found
+    names = ("perturbation_id", "experiment", "item")
+    return FeatureTable(features, *(np.asarray(table[name].to_pylist(), object) for name in names))
+
+
+def _joined(parts: Sequence[FeatureTable]) -> FeatureTable:
+    """Parts of one origin, one after the other."""
+    columns = zip(*(vars(part).values() for part in parts), strict=True)
+    return FeatureTable(*map(np.concatenate, columns))
 
 
 def read_images_part(item: Item, plan: ReadPlan, storage: Storage, source_storage: Storage) -> Item:

@@ -1,0 +1,182 @@
+"""How each metric should respond to sets of images whose fault is known, and why."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from morphoray.evaluation.profile_scores import spearman
+
+Floats = npt.NDArray[np.float64]
+
+DISTANCES = ("frechet", "frechet_infinity", "kid")
+COPYING, RANK, CLASSIFIER = "nearest_training_ratio", "rank", "classifier"
+METRICS = (*DISTANCES, "precision", "recall", "density", "coverage", COPYING, RANK, CLASSIFIER)
+DEVIATIONS = 3.0  # of real against real, beyond which a value is another one: 0.3 % of a normal null
+MONOTONE = 0.9
+KEPT = 0.75
+COPIED = 0.5
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a metric gave: its values level by level (one for a row without levels), and its null.
+
+    levels: of the fault, rising; the first is real images. null: values of repeated splits of real images
+    alone; empty where splits don't change the value.
+    """
+
+    values: Floats
+    levels: Floats
+    null: Floats
+
+    @property
+    def deviations(self) -> Floats:
+        """How many of the null's standard deviations every value lies above the null's mean."""
+        return np.asarray((self.values - self.null.mean()) / max(float(self.null.std(ddof=1)), 1e-12))
+
+    @property
+    def correlation(self) -> float:
+        """Spearman's, of the values with the levels, in nine digits; NaN when all values are one."""
+        return round(spearman(self.levels, self.values), 9)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A response in words, and whether what was seen is it."""
+
+    words: str
+    holds: Callable[[Seen], bool]
+
+
+AS_REAL = Expected("as real images", lambda seen: bool((abs(seen.deviations) <= DEVIATIONS).all()))
+ABOVE = Expected("above real images", lambda seen: bool((seen.deviations > DEVIATIONS).all()))
+BELOW = Expected("below real images", lambda seen: bool((seen.deviations < -DEVIATIONS).all()))
+NOT_BELOW = Expected("not below real images", lambda seen: bool((seen.deviations >= -DEVIATIONS).all()))
+STAYS = Expected(
+    f"at least {KEPT:g} of real images'", lambda seen: bool((seen.values >= KEPT * seen.null.mean()).all())
+)
+RISES = Expected(f"rises with the level (ρ ≥ {MONOTONE:g})", lambda seen: seen.correlation >= MONOTONE)
+FALLS = Expected(f"falls with the level (ρ ≤ −{MONOTONE:g})", lambda seen: seen.correlation <= -MONOTONE)
+FIRST = Expected("1 for every perturbation", lambda seen: bool((seen.values == 1).all()))
+FIRST_WHEN_WEAK = Expected("1 at the weakest level", lambda seen: bool((seen.values[:2] == 1).all()))
+NOT_FIRST = Expected("2 or more on average", lambda seen: bool((seen.values >= 2).all()))
+LEAVES_FIRST = Expected(
+    "1 without the compound, never better with more of it, worse in the end",
+    lambda seen: seen.values[0] == 1 and bool((np.diff(seen.values) >= 0).all()) and seen.values[-1] > 1,
+)
+FAR_BELOW_ONE = Expected(f"below {COPIED:g}", lambda seen: bool((seen.values < COPIED).all()))
+
+Responses = dict[str, Expected]
+
+
+def _responses(
+    distances: Expected,
+    inside: Expected,
+    spread: Expected,
+    copying: Expected,
+    rank: Expected,
+    classifier: Expected,
+) -> Responses:
+    """inside: precision and density, which look at generated images; spread: recall and coverage."""
+    return {
+        **dict.fromkeys(DISTANCES, distances),
+        "precision": inside,
+        "recall": spread,
+        "density": inside,
+        "coverage": spread,
+        COPYING: copying,
+        RANK: rank,
+        CLASSIFIER: classifier,
+    }
+
+
+def real_images() -> Responses:
+    """Other real images of the same perturbation and batch.
+
+    They are exchangeable with the reference, so every metric must lie where random splits of both lie;
+    held-out images are no nearer to the training images than others, and the matched cohort is the nearest.
+    """
+    return _responses(AS_REAL, AS_REAL, AS_REAL, AS_REAL, FIRST, AS_REAL)
+
+
+def dose_ladder() -> Responses:
+    """Images of rising doses of an active compound, claimed to be the control.
+
+    The simulator's effect rises with the dose, so distances rise. Fewer of the images lie among controls
+    (precision, density), and fewer controls have one near (recall, coverage). They move away from training
+    images of the control; its cohort must lose the first rank to the compound's, and the classifier must
+    take fewer and fewer for it.
+    """
+    return _responses(RISES, FALLS, FALLS, RISES, LEAVES_FIRST, FALLS)
+
+
+def batch_shift() -> Responses:
+    """The right perturbation in another batch: other gains, background, blur and density of cells.
+
+    A distance measures pixels, so it must see the shift, and so must precision to coverage. What claims to
+    measure the perturbation must not be fooled: all cohorts of a ranking share one batch, so the shift is
+    common to them; the classifier should still know the perturbation. Nothing was copied.
+    """
+    return _responses(ABOVE, BELOW, BELOW, NOT_BELOW, FIRST, STAYS)
+
+
+def mode_collapse() -> Responses:
+    """A few real images, over and over.
+
+    Each image is faithful, so precision and density stay (roughly: few images are a small sample), and so do
+    rank and classifier; what the set lacks is spread, which recall and coverage are for, and which enters
+    distances by the covariance and by the equal pairs. The images are none of training.
+    """
+    return _responses(ABOVE, STAYS, BELOW, STAYS, FIRST, STAYS)
+
+
+def copied_images() -> Responses:
+    """The training images themselves.
+
+    They are real images, so every metric of quality must take them for such: that they are copies is only
+    for the distance to the nearest training image to tell.
+    """
+    return _responses(AS_REAL, AS_REAL, AS_REAL, FAR_BELOW_ONE, FIRST, AS_REAL)
+
+
+def partly_copied_images() -> Responses:
+    """One training image in every five, other real images else.
+
+    As with copies alone, but a fifth of them is already what one would not want to miss.
+    """
+    return _responses(AS_REAL, AS_REAL, AS_REAL, BELOW, FIRST, AS_REAL)
+
+
+def wrong_perturbation() -> Responses:
+    """Real images of another perturbation in the same batch.
+
+    They are faithful images of the wrong thing: further than the floor, outside the reference, not copied,
+    nearer to another cohort, and not recognised.
+    """
+    return _responses(ABOVE, BELOW, BELOW, NOT_BELOW, NOT_FIRST, BELOW)
+
+
+def degraded() -> Responses:
+    """Real images under more and more blur, or noise.
+
+    Distances rise, images leave the reference, and reference images lose their neighbours. A degraded image
+    is no copy, so it may not come nearer to training images. At the weakest level, which hardly shows, the
+    rank must hold; at stronger ones it means nothing. The classifier, whose images look less and less like
+    those it was fitted on, recognises fewer.
+    """
+    return _responses(RISES, FALLS, FALLS, NOT_BELOW, FIRST_WHEN_WEAK, FALLS)
+
+
+ROWS: dict[str, Callable[[], Responses]] = {
+    "real against real": real_images,
+    "dose ladder": dose_ladder,
+    "other batch": batch_shift,
+    "mode collapse": mode_collapse,
+    "copies of training": copied_images,
+    "a fifth copied": partly_copied_images,
+    "wrong perturbation": wrong_perturbation,
+    "blur ladder": degraded,
+    "noise ladder": degraded,
+}

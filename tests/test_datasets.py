@@ -334,7 +334,7 @@ def edited(old: str, new: str) -> Callable[[str], str | bytes]:
         (lambda text: text.splitlines()[0], "metadata.csv: not a CSV table.*Empty CSV"),
         (lambda text: text.replace("s1", "sé").encode("latin-1"), "not a CSV table in UTF-8"),
         (lambda text: text.splitlines()[0] + "\n", "metadata.csv: no rows"),
-        (edited("cell_type,", "plate,"), r"expected also \['cell_type', 'plate'\], each once"),
+        (edited("cell_type,", "plate,"), r"found columns .*, expected \['plate'\] once"),
         (lambda text: text.encode("utf-16"), "UTF-8"),
         (lambda text: b"\x89PNG\r\n\x1a\n\x00\x00", "UTF-8"),
     ],
@@ -507,7 +507,7 @@ def test_imagefolder_dose_in_id(tmp_path: Path) -> None:
     ("value", "reason"),
     [
         (None, "taxol: found the concentration None"),
-        (-1, "taxol: found the concentration -1.0, expected 0 or"),
+        (-1, "concentration_um: found -1, expected micromolar of at least 0"),
     ],
 )
 def test_imagefolder_dose_in_id_needs_a_dose(tmp_path: Path, value: float | None, reason: str) -> None:

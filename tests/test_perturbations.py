@@ -428,7 +428,6 @@ def test_read_perturbations_text_and_csv(write: Write, tmp_path: Path) -> None:
     ("name", "text", "reason"),
     [
         ("a.txt", "", "found no perturbations"),
-        ("a.txt", "x\nx\n", "row 2: perturbation 'x' appears twice"),
         ("a.csv", "", "empty"),
         ("a.csv", "name\nx\n", "expected one of"),
         ("a.csv", "perturbation_id\n \n", "perturbation_id is empty"),

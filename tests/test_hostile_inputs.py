@@ -24,7 +24,7 @@ from PIL import Image
 
 import gallery_trees as trees
 from morphoray.config import ImageConfig, parse
-from morphoray.datasets import bbbc021, imagefolder, jump, rohban, rxrx1
+from morphoray.datasets import bbbc021, imagefolder, jump, rohban, rxrx1, simulated
 from morphoray.datasets.base import Imported
 from morphoray.datasets.bbbc021_tables import COLUMNS
 from morphoray.datasets.reading import read_site
@@ -34,6 +34,7 @@ from morphoray.imaging.png import MAX_PIXELS
 from morphoray.perturbations.base import read_perturbations
 from morphoray.perturbations.table import read_vectors
 from morphoray.pipelines.encode import ReadPlan, read_part
+from morphoray.pipelines.generate import known_perturbations, read_manifest
 from morphoray.pipelines.layout import resolve
 from morphoray.pipelines.scgpt_checkpoint import load_state, read_vocabulary
 from morphoray.pipelines.stream import pack, unpack
@@ -724,6 +725,31 @@ def bomb_of_aliases() -> str:
     return "run_dir: x\ndataset:\n  name: rxrx1\n  source: x\n  a: &a [x, x, x]\n" + nested
 
 
+SMALL: dict[str, Any] = {
+    "perturbations": ("caffeine",),
+    "held_out_perturbations": (),
+    "experiments": 1,
+    "held_out_experiments": 0,
+    "wells_per_perturbation": 1,
+    "sites_per_well": 1,
+    "size": 32,
+    "nucleus_diameter_px": 8,
+}
+
+
+def simulated_with(old: str, new: str) -> Callable[[Path], Outcome]:
+    """A small simulated tree with an edit of its perturbations.csv."""
+
+    def run(root: Path) -> Outcome:
+        options = simulated.SimulatedOptions(**SMALL)
+        simulated.read(str(root), STORAGE, options)
+        path = root / "perturbations.csv"
+        path.write_bytes(edited(path.read_text(), replaced(old, new)))
+        return imported(simulated.read(str(root), STORAGE, options))
+
+    return run
+
+
 RUN = "run_dir: x\n"
 OTHERS: dict[str, Kind] = {
     "perturbations with a column twice": (
@@ -797,6 +823,26 @@ OTHERS: dict[str, Kind] = {
         ),
         Refused(r"vocab\.json: expected JSON, but"),
     ),
+    "bundle whose manifest is a list": (
+        file_to(lambda uri, storage: read_manifest(storage, str(Path(uri).parent)), "morphoray.json", "[]"),
+        Refused(r"morphoray\.json: found no proper fingerprint, resolution, condition, perturbations"),
+    ),
+    "bundle of unknown fields": (
+        lambda root: Outcome(1, [], known_perturbations({"perturbations": [{"perturbation": "x"}]})),
+        Refused(r"morphoray\.json: perturbations: .*'perturbation'; expected rows as training writes"),
+    ),
+    "simulated tree with a column cut": (
+        simulated_with('"gene"', '"symbol"'),
+        Refused(r"expected also \['gene'\]"),
+    ),
+    "simulated tree with a row cut": (
+        simulated_with('\n"dmso"', '\n"water"'),
+        Refused(r"perturbations\.csv has no row for \['dmso'\], which the sites name"),
+    ),
+    "config of an unknown preset": (
+        config(RUN + "dataset: {name: rohban, source: x, preset: [1]}"),
+        Refused(r"dataset\.preset: Input should be 'rohban_5' or 'rohban_12', found \[1\]", ConfigError),
+    ),
     "config of an unknown dataset": (
         config(RUN + "dataset: {name: rxrx2, source: x}"),
         Refused("unknown dataset 'rxrx2'; known: rxrx1, bbbc021", ConfigError),
@@ -834,7 +880,9 @@ OTHERS: dict[str, Kind] = {
     ),
 }
 
-KINDS = IMAGES | ARCHIVES | TABLES | FOLDERS | BBBC021 | GALLERY | OTHERS
+GROUPS = (IMAGES, ARCHIVES, TABLES, FOLDERS, BBBC021, GALLERY, OTHERS)
+KINDS = {name: kind for group in GROUPS for name, kind in group.items()}
+assert len(KINDS) == sum(map(len, GROUPS)), "two kinds of one name"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -135,9 +135,10 @@ def _problem(image: Image.Image) -> str:
     tiles = image.tile if isinstance(image, ImageFile) else ()
     if image.mode == "RGB" and any("16" in str(tile.args) for tile in tiles):  # Pillow halves them
         return "wrong mode: 16 bits a channel of three, expected 8. Store each channel as a file of its own."
-    kinds = image.tag_v2.get(_SAMPLE_FORMAT, _UNSIGNED) if isinstance(image, TiffImageFile) else _UNSIGNED
-    if set(np.atleast_1d(kinds)) != {_UNSIGNED}:
-        return f"wrong mode: TIFF sample format {kinds}, expected {_UNSIGNED} (unsigned integers)"
+    if isinstance(image, TiffImageFile):
+        kinds = image.tag_v2.get(_SAMPLE_FORMAT, _UNSIGNED)
+        if set(np.atleast_1d(kinds)) != {_UNSIGNED}:
+            return f"wrong mode: TIFF sample format {kinds}, expected {_UNSIGNED} (unsigned integers)"
     return ""
 
 

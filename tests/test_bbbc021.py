@@ -296,6 +296,8 @@ def test_dose_in_id_and_held_out(made: Path) -> None:
         "dmso": "train", "lovastatin@1": "held_out", "lovastatin@30": "held_out",
         "caffeine@1": "train", "caffeine@30": "train",
     }  # fmt: skip
+    compound = import_from(made, dose_in_id=True, filter={"compound": "lovastatin"})
+    assert set(compound.sites["perturbation_id"].to_pylist()) == {"lovastatin@1", "lovastatin@30"}
     one = splits(held_out_perturbations=["lovastatin@30"])
     assert [name for name, split in one.items() if split == "held_out"] == ["lovastatin@30"]
     assert (
@@ -402,10 +404,7 @@ def cell(row: int, column: str, value: str) -> Callable[[list[list[str]]], None]
 @pytest.mark.parametrize(
     ("edit", "reason"),
     [
-        (cell(1, "Image_Metadata_Concentration", "NaN"), "concentration: found 'NaN', expected a number"),
-        (cell(1, "Image_Metadata_Concentration", "-1"), "concentration: found '-1', expected micromolar of"),
         (cell(1, "Image_Metadata_Concentration", "inf"), "concentration: found 'inf', expected a number"),
-        (cell(1, "Image_Metadata_Concentration", ""), "concentration: found '', expected micromolar of"),
         (cell(1, "Image_Metadata_Concentration", "1 uM"), "concentration: found '1 uM', expected a number"),
         (cell(1, "Image_Metadata_Compound", " "), "no compound"),
         (cell(1, "Replicate", ""), "no replicate"),
@@ -416,7 +415,6 @@ def cell(row: int, column: str, value: str) -> Callable[[list[list[str]]], None]
         (cell(1, "Image_Metadata_Well_DAPI", "C05"), "dapi file name of another well or site"),
         (cell(1, "Image_PathName_Actin", "Week1/Week1_7"), "channel files in several folders"),
         (cell(1, "Image_PathName_DAPI", "/etc/passwd"), "path '/etc/passwd' is not <week>/<plate>"),
-        (cell(1, "Image_PathName_DAPI", "Week1/.."), "path 'Week1/..' is not <week>/<plate>"),
         (cell(1, "Image_FileName_DAPI", "../../x_B02_s1_w1A.tif"), "dapi file name is not <well>_s<site>_w1"),
         (cell(1, "Image_FileName_Actin", "B02_s1_w3AB.tif"), "actin file name is not"),
         (cell(1, "Image_FileName_Tubulin", "B02_s2_w2AB.tif"), "tubulin file name of another well or site"),
@@ -449,7 +447,6 @@ def test_a_bad_row_is_quarantined(tree: Path, edit: Callable[[list[list[str]]], 
         ("moa", lambda data: data.replace(b"moa", b"mechanism"), r"expected also \['moa'\]"),
         ("moa", lambda data: data + b"x,nan,y\n", "row 6, concentration: found 'nan', expected a number"),
         ("compound", lambda data: data.replace(b"smiles", b"SMILE"), r"expected also \['smiles'\]"),
-        ("compound", lambda data: data + b"caffeine,CCO\n", "compound 'caffeine' has two structures"),
     ],
 )
 def test_a_table_that_breaks_its_contract(
@@ -459,22 +456,6 @@ def test_a_table_that_breaks_its_contract(
     path.write_bytes(edit(path.read_bytes()))
     with pytest.raises(DataError, match=reason):
         import_from(tree)
-
-
-@pytest.mark.parametrize(
-    "edit",
-    [
-        lambda data: b"\xef\xbb\xbf" + data,
-        lambda data: data.replace(b"\n", b"\r\n"),
-        lambda data: data.replace(b"\n", b"\r"),
-    ],
-    ids=["BOM", "CRLF", "CR"],
-)
-def test_harmless_spellings_of_a_table(tree: Path, edit: Callable[[bytes], bytes]) -> None:
-    expected = import_from(tree).sites
-    for path in tree.glob("BBBC021_v1_*.csv"):
-        path.write_bytes(edit(path.read_bytes()))
-    assert import_from(tree).sites.equals(expected)
 
 
 def test_compressed_tables(tree: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pytest
 import torch
 from accelerate import Accelerator
+from fastapi.testclient import TestClient
 
 from bundles import make_bundle
 from morphoray.config import BundleConfig, PerturbationsConfig, RunConfig, ScreenConfig, TrainingConfig
@@ -19,13 +21,15 @@ from morphoray.diffusion.bundle import Bundle, new_bundle
 from morphoray.diffusion.generate import ImageRequest, SamplerSettings, sample_latents
 from morphoray.diffusion.objective import draw_noise, slot_seeds
 from morphoray.errors import ConfigError, FingerprintError
-from morphoray.perturbations.base import Encoded, Perturbation, read_perturbations
+from morphoray.imaging.png import encode_png
+from morphoray.perturbations.base import CONTEXT_COLUMNS, Encoded, Perturbation, read_perturbations
 from morphoray.perturbations.context import NO_CONTEXT, Context, context_state, load_context
 from morphoray.pipelines.conditions import Conditions, fit_conditions
 from morphoray.pipelines.generate import read_manifest, vectors_for
 from morphoray.pipelines.run import run_import
 from morphoray.pipelines.screen import find_control
-from morphoray.pipelines.serving_requests import Catalog, ImagesRequest, ServiceError
+from morphoray.pipelines.serving_app import make_app
+from morphoray.pipelines.serving_requests import Catalog, ImagesRequest, Made, ServiceError, Work
 from morphoray.pipelines.streamed import BLOCK, EncodeBlock, parts_of, read_item
 from morphoray.pipelines.train import manifest_of, training_settings
 from morphoray.seeds import fingerprint
@@ -239,6 +243,40 @@ def test_what_the_endpoint_may_be_asked_for(compounds: Path, tiny_bundle: Path) 
     assert ask("with", perturbation_id="aspirn", cell_type="HUVEC")[0] == 404
     with pytest.raises(ValueError, match="at least 1 character"):
         ImagesRequest(perturbation_id="x", cell_type="")
+
+
+def test_the_page_offers_the_contexts_and_the_interface_checks_them(
+    compounds: Path, tiny_bundle: Path
+) -> None:
+    asked: list[Work] = []
+
+    async def make(work: list[Work]) -> list[Made]:
+        asked.extend(work)
+        return [Made(encode_png(np.zeros((3, 2, 2), np.uint8)), len(work), 0.0, 0.0) for _ in work]
+
+    async def ready() -> bool:
+        return True
+
+    catalog = Catalog(Storage(), {"with": str(compounds), "without": str(tiny_bundle)})
+    client = TestClient(make_app(catalog, make, ready, None))
+    page = client.get("/").text
+    assert re.findall(r"const contexts = (\[.*\]);", page) == [json.dumps(list(CONTEXT_COLUMNS))]
+    for name in CONTEXT_COLUMNS:
+        assert f'id="{name}-label" hidden' in page and f'<select id="{name}">' in page
+    told = {item["name"]: item["context"] for item in client.get("/v1/bundles").json()}
+    assert told == {"with": {name: list(known) for name, known in BOTH.levels.items()}, "without": {}}
+    body = {"bundle": "with", "perturbation_id": "aspirin", "cell_type": "HUVEC", "experiment": "b1"}
+    answer = client.post("/v1/images", json=body)
+    assert (answer.status_code, answer.json()["cell_type"], answer.json()["experiment"]) == (
+        200,
+        "HUVEC",
+        "b1",
+    )
+    assert asked[0].perturbation.identity == ("aspirin", "cell_type=HUVEC", "experiment=b1")
+    refused = client.post("/v1/images", json=body | {"cell_type": "RPE"})
+    assert refused.status_code == 422 and "expected one of HUVEC" in refused.json()["error"]
+    assert client.post("/v1/images", json=body | {"bundle": "without"}).status_code == 422
+    assert len(asked) == 1
 
 
 def test_what_a_screen_may_be_asked_for(compounds: Path) -> None:

@@ -99,14 +99,6 @@ def test_read_raw_of_one_rgb_file(files: Callable[..., list[str]]) -> None:
     [
         ((), "no channel files"),
         ((png(), None), r"w2\.png: missing"),
-        ((png(), b""), r"w2\.png: zero bytes"),
-        ((png(), png()[:60]), r"w2\.png: truncated"),
-        ((png(), b"<html>404</html>"), r"w2\.png: not an image"),
-        ((png(), png(mode="RGB")), r"w2\.png: wrong mode: 3 channels, expected 1 in each of 2 files"),
-        ((png(), png(size=(8, 9))), r"w2\.png: sizes differ: 9 x 8 uint8, expected 8 x 8 uint8"),
-        ((png(), png(deep=True)), r"w2\.png: sizes differ: 8 x 8 uint16, expected 8 x 8 uint8"),
-        ((png(), flat(0)), r"w2\.png: all black"),
-        ((png(), flat(255)), r"w2\.png: constant: every pixel is 255"),
         ((flat(0),), r"w1\.png: all black"),
     ],
 )
@@ -314,29 +306,17 @@ def edited(old: str, new: str) -> Callable[[str], str | bytes]:
 @pytest.mark.parametrize(
     ("edit", "reason"),
     [
-        (edited("well_type", "welltype"), r"found columns .* expected also \['well_type'\]"),
-        (edited("HUVEC-01_1_B02_2,", "HUVEC-01_1_B02_1,"), r"1 site_ids appear more than once, .*B02_1"),
         (
             edited(",B03,1,treatment,s1,", ",B03,1,treatment,,"),
             r"row 3: column 'sirna' is empty \(3 such rows\)",
         ),
-        (lambda text: "", "not a CSV table"),
         (
             lambda text: text.replace("\n", ",x\n").replace("sirna_id,x", "sirna_id"),
             "not a CSV table.*Expected 11 columns, got 12",
         ),
         (lambda text: text[:-1] + ",x\n", "not a CSV table"),
-        (lambda text: text + 'a,"b\n', "not a CSV table"),
-        (
-            lambda text: text + "only,two\n",
-            "not a CSV table.*Expected 11 columns, got 2: only,two",
-        ),
         (lambda text: text.splitlines()[0], "metadata.csv: not a CSV table.*Empty CSV"),
         (lambda text: text.replace("s1", "sé").encode("latin-1"), "not a CSV table in UTF-8"),
-        (lambda text: text.splitlines()[0] + "\n", "metadata.csv: no rows"),
-        (edited("cell_type,", "plate,"), r"expected also \['cell_type', 'plate'\], each once"),
-        (lambda text: text.encode("utf-16"), "UTF-8"),
-        (lambda text: b"\x89PNG\r\n\x1a\n\x00\x00", "UTF-8"),
     ],
 )
 def test_rxrx1_metadata_that_break_their_contract(
@@ -347,21 +327,6 @@ def test_rxrx1_metadata_that_break_their_contract(
     path.write_bytes(changed if isinstance(changed, bytes) else changed.encode())
     with pytest.raises((DataError, ConfigError), match=reason):
         import_rxrx1(tree)
-
-
-@pytest.mark.parametrize(
-    "edit",
-    [
-        lambda text: "\ufeff" + text,
-        lambda text: text.replace("\n", "\r\n"),
-        lambda text: text.replace("\n", "\r"),
-    ],
-)
-def test_rxrx1_metadata_with_bom_or_other_line_endings(tree: Path, edit: Callable[[str], str]) -> None:
-    plain = import_rxrx1(tree).sites
-    path = tree / "metadata.csv"
-    path.write_bytes(edit(path.read_text()).encode())
-    assert import_rxrx1(tree).sites.equals(plain)
 
 
 def test_rxrx1_without_metadata(tmp_path: Path) -> None:
@@ -507,7 +472,7 @@ def test_imagefolder_dose_in_id(tmp_path: Path) -> None:
     ("value", "reason"),
     [
         (None, "taxol: found the concentration None"),
-        (-1, "taxol: found the concentration -1.0, expected 0 or"),
+        (-1, "concentration_um: found -1, expected micromolar of at least 0"),
     ],
 )
 def test_imagefolder_dose_in_id_needs_a_dose(tmp_path: Path, value: float | None, reason: str) -> None:
@@ -522,14 +487,9 @@ def test_imagefolder_dose_in_id_needs_a_dose(tmp_path: Path, value: float | None
     ("change", "reason"),
     [
         ({"file_name": "none.png"}, "missing file"),
-        ({"file_name": "../train/b.png"}, "expected a path below the folder"),
-        ({"file_name": "/etc/passwd"}, "expected a path below the folder"),
         ({"file_name": None}, "expected a path below the folder"),
-        ({"additional_feature": None}, "no additional_feature"),
         ({"additional_feature": "  "}, "no additional_feature"),
         ({"additional_feature": ["a", "b"]}, "no additional_feature"),
-        ({"concentration_um": "high"}, "concentration_um: found 'high', expected a number"),
-        ({"concentration_um": float("nan")}, "concentration_um"),
     ],
 )
 def test_imagefolder_bad_row_is_quarantined(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
@@ -545,13 +505,6 @@ def test_imagefolder_bad_row_is_quarantined(tmp_path: Path, change: dict[str, An
     [
         ("", "the file has no rows"),
         ("{}\n", "no site could be imported, 1 were rejected"),
-        ("{'file_name': 1}\n", "line 1: not JSON"),
-        ('["a.png"]\n', "line 1: found list, expected an object"),
-        (
-            '{"file_name": "a.png", "additional_feature": "x"}\n' * 2,
-            r"1 images appear more than once.*\['a'\]",
-        ),
-        (b"\xff\xfe{", "UTF-8"),
     ],
 )
 def test_imagefolder_metadata_that_break_their_contract(

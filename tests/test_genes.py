@@ -134,7 +134,7 @@ def test_gene_lists_in_parquet(tmp_path: Path) -> None:
     [
         ("genes.txt", "", "found no gene symbol in 0 entries"),
         ("genes.txt", " \n\r\n", "found no gene symbol in 2 entries"),
-        ("genes.csv", "gene\n", r"found columns \[\], expected one of"),
+        ("genes.csv", "gene\n", r"no rows below the header \['gene'\]"),
         ("genes.csv", "symbol\nRHOA\n", r"found columns \['symbol'\], expected one of \('gene'"),
         ("genes.csv", "gene,note\nRHOA\n", "row 1: 1 values, expected 2"),
         ("genes.parquet", "gene\nRHOA\n", "expected a Parquet file"),

@@ -331,6 +331,23 @@ def test_filter_then_limit() -> None:
     assert notes == ["selected: 2 of 8 sites, by filter (4) and limit"]
 
 
+def test_a_compound_is_all_its_doses_and_an_id_is_one_of_them() -> None:
+    sites = crossed("dmso", "phenol@1", "phenol@10", "toluene")
+
+    def kept(**wanted: Any) -> set[str]:
+        chosen, _ = select(sites, ImportOptions(filter=wanted), STORAGE)
+        return set(chosen["perturbation_id"].to_pylist())
+
+    assert kept(compound="phenol") == {"phenol@1", "phenol@10"}
+    assert kept(perturbation_id="phenol@10") == {"phenol@10"}
+    assert kept(compound=["dmso", "toluene"]) == {"dmso", "toluene"}
+    assert kept(compound="phenol", perturbation_id=["phenol@1", "toluene"]) == {"phenol@1"}
+    with pytest.raises(
+        ConfigError, match=r"filter\.compound: found \['phenol@1'\].*known: dmso, phenol, toluene"
+    ):
+        kept(compound="phenol@1")
+
+
 def test_a_limit_changes_no_sites_split() -> None:
     sites = crossed(*SMILES, "dmso", experiments=4)
     options: dict[str, Any] = {"held_out_fraction": {"perturbations": 0.3, "experiments": 0.25}}
@@ -361,7 +378,7 @@ def test_filters_that_match_nothing(wanted: dict[str, Any], reason: str) -> None
 def test_what_a_filter_may_name() -> None:
     assert set(FILTERED) == set(SITES.names) - {
         field.name for field in SITES if pa.types.is_list(field.type)
-    } - {"split"}
+    } - {"split"} | {"compound"}
 
 
 # Files

@@ -26,6 +26,7 @@ from morphoray.evaluation.distances import CODEC, FLOOR, compare, frechet
 from morphoray.evaluation.features import Extractor, load_extractor
 from morphoray.imaging.channels import CELL_PAINTING_CHANNELS, ChannelMapping, find_mapping
 from morphoray.imaging.crops import resize_square
+from morphoray.imaging.intensity import PERCENTILES, to_uint8
 from morphoray.imaging.png import decode_png
 from morphoray.seeds import numpy_generator
 from morphoray.storage import Storage
@@ -35,8 +36,7 @@ Uint8 = npt.NDArray[np.uint8]
 ROOT = Path(__file__).parents[2]
 SIDE, BLOCK = 64, 8
 FIELD = 512  # px: fields are resized to this side
-JUMP = {"dna": 5, "er": 4, "rna": 3, "agp": 1, "mito": 2}  # the number in a channel's file name
-PERCENTILES = (0.1, 99.9)
+JUMP = {"dna": 5, "er": 4, "rna": 3, "agp": 2, "mito": 1}  # the number in a channel's file name
 RXRX1_MAPPINGS = {
     6: ("identity", "rxrx1_channels"),
     3: ("rxrx1_rgb",),
@@ -87,9 +87,7 @@ def rxrx1_fields(folder: Path, mapping: ChannelMapping, experiment: str) -> Fiel
 def jump_field(folder: Path) -> Fields:
     """JUMP's field, 16 to 8 bits by each channel's percentiles, 1080 to 512 pixels."""
     files = [f"{folder}/jump-sample/r01c01f01p01-ch{number}sk1fk1fl1.tiff" for number in JUMP.values()]
-    raw = read_raw(files, Storage()).astype(np.float64)
-    low, high = np.percentile(raw, PERCENTILES, axis=(1, 2), keepdims=True)
-    levels = ((raw - low) / (high - low) * 255).round().clip(0, 255).astype(np.uint8)
+    levels = to_uint8(read_raw(files, Storage()))
     return Fields(f"JUMP, percentiles {PERCENTILES}", tuple(JUMP), resize_square(levels, FIELD)[None])
 
 

@@ -1,5 +1,6 @@
 """One run is one frozen, typed, complete configuration, read from a YAML file."""
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -13,7 +14,7 @@ from morphoray.seeds import fingerprint
 class Section(BaseModel):
     """A part of the configuration: immutable, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 class StorageConfig(Section):
@@ -310,11 +311,19 @@ def _explain(model: type[BaseModel], where: str, item: Any) -> str:
     key = ".".join([part for part in [where, *path] if part])
     if item["type"] == "extra_forbidden":
         known = ", ".join(sorted(_fields_at(model, path[:-1])))
-        return f"{key}: unknown key, found {item['input']!r}. Known keys here: {known}."
+        return f"{key}: unknown key, found {_shown(item['input'])}. Known keys here: {known}."
     if item["type"] == "missing":
         return f"{key}: missing. Add it to the configuration, or pass --set {key}=VALUE."
-    found = "" if isinstance(item["input"], dict) else f", found {item['input']!r}"
+    found = "" if isinstance(item["input"], dict) else f", found {_shown(item['input'])}"
     return f"{key}: {item['msg'].removeprefix('Value error, ')}{found}."
+
+
+def _shown(value: Any) -> str:
+    """A value's repr, cut where it is long: what YAML's aliases nest has no end."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxlist, short.maxdict = 3, 20, 10
+    short.maxstring = short.maxother = 200
+    return short.repr(value)
 
 
 def _fields_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
@@ -349,18 +358,44 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[st
             target = target[part]
             if not isinstance(target, dict):
                 raise ConfigError(f"--set {override}: {part} holds a value, not a section.")
-        target[last] = yaml.safe_load(text)
+        target[last] = _read_yaml(text, f"--set {override}")
     return values
+
+
+class _SafeLoader(yaml.SafeLoader):
+    """PyYAML's own, but a key that is there twice is an error: it would keep the last in silence."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                problem = f"key {key.value!r} is there twice"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            seen.add(key.value)
+        return node
+
+
+def _read_yaml(text: str, where: str) -> Any:
+    """The value of YAML `text`. Raises ConfigError for any that can't be read."""
+    try:
+        return yaml.load(text, _SafeLoader)  # noqa: S506
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: for one the date 2020-13-45
+        raise ConfigError(f"{where}: not valid YAML: {error}") from None
+
+
+def read_values(text: str, where: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The mapping that YAML `text` is, with overrides applied. Raises ConfigError for any other text."""
+    values = _read_yaml(text, where)
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{where}: expected a mapping with run_dir and other keys; found {type(values).__name__}."
+        )
+    return apply_overrides(values, overrides)
 
 
 def parse(text: str, where: str, overrides: Sequence[str] = ()) -> RunConfig:
     """The run described by YAML `text`, with overrides `a.b=c` applied; `where` names it in errors."""
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: not valid YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(
-            f"{where}: expected a mapping with run_dir, dataset, …; found {type(values).__name__}."
-        )
-    return build(RunConfig, apply_overrides(values, overrides), "")
+    return build(RunConfig, read_values(text, where, overrides), "")

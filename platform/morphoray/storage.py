@@ -7,6 +7,7 @@ Credentials come from where the AWS tools take them, and never enter a Storage, 
 """
 
 import contextlib
+import errno
 import io
 import json
 import logging
@@ -107,8 +108,9 @@ class Storage(S3Requests):
             return False
         where = locate(uri)
         if isinstance(where, Path):
-            with _local_errors(uri):
+            with contextlib.suppress(MissingObjectError), _local_errors(uri):
                 return where.exists()
+            return False
         with contextlib.suppress(MissingObjectError):
             if where.key.strip("/"):
                 self._call(uri, "head_object")
@@ -149,12 +151,13 @@ class Storage(S3Requests):
 
     def list_files(self, uri: str, suffix: str = "", recursive: bool = False) -> list[str]:
         """Sorted URIs of a folder's files, unfinished writes left out; empty when there is no such folder."""
+        names: list[str] = []
         if inside := split_archive(uri):
             names = self._names_in_archive(*inside, recursive)
         elif isinstance(where := locate(uri), S3Object):
             names = list(self._names(uri, recursive))
         else:
-            with _local_errors(uri):
+            with contextlib.suppress(MissingObjectError), _local_errors(uri):
                 names = [path.relative_to(where).as_posix() for path in _walk(where, recursive)]
         return sorted(join(uri, name) for name in names if name.endswith(suffix))
 
@@ -229,6 +232,8 @@ class Storage(S3Requests):
         try:
             with source, pq.ParquetFile(source, pre_buffer=True) as file:
                 names = file.schema_arrow.names
+                if twice := sorted({name for name in names if names.count(name) > 1}):
+                    raise DataError(f"{uri}: found the columns {twice} more than once, expected each once")
                 if lacking := set(columns or []) - set(names):
                     raise DataError(f"{uri}: found no {sorted(lacking)} among {names}. Make the table again.")
                 return file.read(columns=columns)
@@ -247,9 +252,14 @@ class Storage(S3Requests):
     def read_text(self, uri: str) -> str:
         """UTF-8 text, with or without a byte-order mark; raises DataError when it is not."""
         try:
-            return self.read_bytes(uri).decode("utf-8-sig")
+            text = self.read_bytes(uri).decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise DataError(f"{uri}: expected UTF-8 text, but {error}. Convert the file to UTF-8.") from error
+        if "\0" in text:
+            raise DataError(
+                f"{uri}: expected UTF-8 text, found a null character: UTF-16? Convert the file to UTF-8."
+            )
+        return text
 
     def write_text(self, uri: str, text: str) -> None:
         """Write UTF-8 text atomically."""
@@ -259,7 +269,7 @@ class Storage(S3Requests):
         """The value of a JSON file; raises DataError when it is not JSON."""
         try:
             return json.loads(self.read_text(uri))
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # ValueError also for a number of 5000 digits
             raise DataError(f"{uri}: expected JSON, but {error}. Make the file again.") from error
 
     def write_json(self, uri: str, value: Any) -> None:
@@ -267,13 +277,18 @@ class Storage(S3Requests):
         self.write_text(uri, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+_NO_SUCH = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
+
+
 @contextlib.contextmanager
 def _local_errors(uri: str) -> Iterator[None]:
     try:
         yield
-    except FileNotFoundError as error:
-        raise MissingObjectError(f"{uri}: there is no such file. Check the path.") from error
+    except ValueError as error:
+        raise MissingObjectError(f"{uri!r}: there is no such file: {error}. Check the path.") from error
     except OSError as error:
+        if error.errno in _NO_SUCH:
+            raise MissingObjectError(f"{uri}: there is no such file. Check the path.") from error
         why = error.strerror or str(error)
         raise StorageError(f"{uri}: {why}. Check the path, its permissions and the space left.") from error
 

@@ -7,7 +7,7 @@ from typing import Any
 from morphoray.datasets.base import Rejected
 from morphoray.datasets.tables import read_columns
 from morphoray.errors import DataError, MissingObjectError
-from morphoray.perturbations.base import parse_float
+from morphoray.perturbations.base import parse_concentration
 from morphoray.perturbations.table import normalise_id
 from morphoray.storage import Storage, join
 
@@ -69,8 +69,8 @@ def _site(row: Mapping[str, str]) -> dict[str, Any]:
     week = _week(row["Image_PathName_DAPI"], plate)
     files, number = _files(row, well)
     name, dose = normalise_id(compound), row["Image_Metadata_Concentration"]
-    concentration_um = parse_float(dose, "concentration")
-    if concentration_um is None or concentration_um < 0:
+    concentration_um = parse_concentration(dose, "concentration")
+    if concentration_um is None:
         raise DataError(f"concentration: found {dose!r}, expected micromolar of at least 0")
     return {
         "site_id": f"{plate}_{well}_s{number}",
@@ -132,7 +132,10 @@ def read_smiles(root: str, storage: Storage) -> dict[str, str] | None:
 
 
 def read_mechanisms(root: str, storage: Storage) -> dict[tuple[str, float], str] | None:
-    """The mechanism by a compound's id and concentration in BBBC021_v1_moa.csv; None without that table."""
+    """The mechanism by a compound's id and concentration in BBBC021_v1_moa.csv; None without that table.
+
+    Raises DataError for a concentration that is none, and when a treatment has two mechanisms.
+    """
     uri = join(root, "BBBC021_v1_moa.csv")
     try:
         table = read_columns(uri, storage, ("compound", "concentration", "moa"))
@@ -140,7 +143,13 @@ def read_mechanisms(root: str, storage: Storage) -> dict[tuple[str, float], str]
         return None
     mechanisms: dict[tuple[str, float], str] = {}
     for number, row in enumerate(table.to_pylist(), start=1):
-        dose = parse_float(row["concentration"], f"{uri} row {number}, concentration")
-        if dose is not None:
-            mechanisms[normalise_id(row["compound"].strip()), dose] = row["moa"].strip()
+        dose = parse_concentration(row["concentration"], f"{uri} row {number}, concentration")
+        if dose is None:
+            continue
+        treatment, moa = (normalise_id(row["compound"].strip()), dose), row["moa"].strip()
+        if mechanisms.setdefault(treatment, moa) != moa:
+            raise DataError(
+                f"{uri} row {number}: {row['compound']!r} at {dose:g} has two mechanisms, "
+                f"{mechanisms[treatment]!r} and {moa!r}, expected one"
+            )
     return mechanisms

@@ -35,7 +35,7 @@ def missing_files(sites: pa.Table, storage: Storage, column: str = "channel_uris
 
     def names(folder: str) -> list[str]:
         try:
-            return storage.list_files(folder)
+            return [uri for uri in storage.list_files(folder) if _is_text(uri)]
         except DataError as error:
             problems[folder] = str(error)
             return []
@@ -53,6 +53,14 @@ def missing_files(sites: pa.Table, storage: Storage, column: str = "channel_uris
         for lost in _absent(lists, files, there.to_numpy(zero_copy_only=False), start):
             yield lost._replace(problem=problems.get(lost.uri.rpartition("/")[0]))
         start += len(batch)
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file's name is Unicode: on a disk it is any bytes, and then no row can name it."""
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _absent(

@@ -32,7 +32,7 @@ def read_genes(uri: str, storage: Storage) -> GeneList:
         entries = _parquet_column(uri, storage)
     elif uri.lower().endswith(".csv"):
         rows = read_csv(uri, storage)
-        column = _column(list(rows[0]) if rows else [], uri)
+        column = _column(list(rows[0]), uri)
         entries = [_first(row[column], column) for row in rows]
     else:
         entries = storage.read_text(uri).splitlines()

@@ -14,7 +14,13 @@ from morphoray.datasets.base import Imported, Rejected, imported, select, sites_
 from morphoray.datasets.options import ImportOptions
 from morphoray.datasets.tables import repeated
 from morphoray.errors import DataError
-from morphoray.perturbations.base import Perturbation, dose_id, parse_float, read_csv, read_perturbations
+from morphoray.perturbations.base import (
+    Perturbation,
+    dose_id,
+    parse_concentration,
+    read_csv,
+    read_perturbations,
+)
 from morphoray.perturbations.table import normalise_id
 from morphoray.storage import Storage, absolute, join
 
@@ -57,7 +63,8 @@ def read(source: str, storage: Storage, options: ImagefolderOptions) -> Imported
     sites = pa.concat_tables(blocks)
     if twice := repeated(sites["site_id"]):
         raise DataError(
-            f"{folder}: {len(twice)} images appear more than once in the metadata, such as {twice[:3]}"
+            f"{folder}: {len(twice)} images appear more than once in the metadata, such as {twice[:3]}; "
+            "an image is called by its file_name without the ending"
         )
     if not len(sites):
         return imported("imagefolder", sites, options, storage, rejected)
@@ -87,7 +94,7 @@ def _block(
         try:
             sites.append(_site(row, folder, details, options))
         except DataError as error:
-            name = str(row.get("file_name") or f"row {number}")
+            name = str(row.get("file_name") or f"row {number}").encode(errors="backslashreplace").decode()
             rejected.append(Rejected(name, join(folder, name) if row.get("file_name") else None, str(error)))
     columns = {name: [site[name] for site in sites] for name in (sites[0] if sites else ("site_id",))}
     return sites_table(columns)
@@ -124,7 +131,7 @@ def _read_lines(uri: str, storage: Storage) -> Iterator[dict[str, Any]]:
 def _read_line(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # ValueError also for a number of 5000 digits
         raise DataError(f"{where}: not JSON ({error})") from None
     if not isinstance(row, dict):
         raise DataError(f"{where}: found {type(row).__name__}, expected an object with file_name")
@@ -147,9 +154,9 @@ def _site(
     options: ImagefolderOptions,
 ) -> dict[str, Any]:
     """The site of a metadata row, without its split. Raises DataError when the row can't be used."""
-    name = str(row.get("file_name") or "")
+    name = _text(row.get("file_name")) or ""
     path = PurePosixPath(name)
-    if not name or path.is_absolute() or ".." in path.parts:
+    if not path.name or path.is_absolute() or ".." in path.parts or "://" in name:
         raise DataError(f"file_name {name!r}: expected a path below the folder")
     uri = join(folder, name)
     plain = _text(row.get(options.id_field))
@@ -159,7 +166,7 @@ def _site(
     controls = {normalise_id(control) for control in options.control_ids}
     is_control = normalise_id(plain) in controls or (found is not None and found.is_control)
     kind = "control" if is_control else (found.kind if found else options.kind)
-    concentration = parse_float(row.get("concentration_um"), "concentration_um")
+    concentration = parse_concentration(row.get("concentration_um"), "concentration_um")
     with_dose = options.dose_in_id and kind == "compound"
     text = {field: _text(row.get(field)) for field in _TEXT_FIELDS}
     own_gene = plain if options.kind == "gene" and not is_control else None
@@ -183,7 +190,15 @@ def _site(
 
 
 def _text(value: Any) -> str | None:
-    """A metadata value as text; None when it is absent, empty or no single value."""
-    if value is None or isinstance(value, dict | list):
+    """A metadata value as text; None when it is absent, empty, NaN or no single value.
+
+    Raises DataError for what no file can hold: half of a surrogate pair, as JSON can write it.
+    """
+    if isinstance(value, dict | list) or value is None or value != value:
         return None
-    return str(value).strip() or None
+    text = str(value).strip()
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"found {text!r}, expected Unicode text") from None
+    return text or None

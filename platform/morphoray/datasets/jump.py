@@ -1,6 +1,7 @@
 """JUMP Cell Painting (cpg0016): compounds, over-expressed and knocked-out genes of many laboratories."""
 
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 from pydantic import Field
 
@@ -18,7 +19,7 @@ from morphoray.datasets.gallery import (
 )
 from morphoray.datasets.platemaps import well_name
 from morphoray.datasets.tables import rows_where
-from morphoray.errors import ConfigError
+from morphoray.errors import ConfigError, DataError
 from morphoray.perturbations.base import Perturbation
 from morphoray.storage import Storage, absolute, join
 
@@ -43,6 +44,9 @@ _TABLES = (("compound", "Metadata_SMILES"), ("orf", "Metadata_Symbol"), ("crispr
 _ID = "Metadata_JCP2022"
 
 
+PixelSize = Annotated[float, Field(gt=0)]
+
+
 class JumpOptions(GalleryOptions):
     """Options of the `jump` importer."""
 
@@ -55,7 +59,7 @@ class JumpOptions(GalleryOptions):
         None, description="folder of plate, well, compound, orf and crispr .csv.gz; null: SOURCE/metadata"
     )
     control_ids: tuple[str, ...] = Field(CONTROLS, description="perturbation ids that are negative controls")
-    pixel_sizes_um: dict[str, float] = Field(
+    pixel_sizes_um: dict[str, PixelSize] = Field(
         default_factory=dict, description="by source, where it isn't the consortium's"
     )
     cell_type: str | None = Field(None, description="null: U2OS, which the pilot's plates need not be")
@@ -124,8 +128,12 @@ def _read_wells(
     """What each well of each of the plates got, or the reason why that isn't known."""
     plates = {table.plate for table in tables}
     ids: dict[str, dict[str, str]] = {}
-    for plate, well, name in rows_where(uri, storage, ("Metadata_Plate", "Metadata_Well", _ID), plates):
-        ids.setdefault(plate, {})[well_name(well) or well] = name
+    twice: dict[tuple[str, str], str] = {}
+    for plate, text, name in rows_where(uri, storage, ("Metadata_Plate", "Metadata_Well", _ID), plates):
+        well = well_name(text) or text
+        first = ids.setdefault(plate, {}).setdefault(well, name)
+        if name != first:
+            twice[plate, well] = f"two perturbations are named for well {well}: {first} and {name}"
     known = _read_perturbations(
         {name for wells in ids.values() for name in wells.values()}, metadata, storage
     )
@@ -136,9 +144,9 @@ def _read_wells(
     reason = f"is in no table of {metadata}: compound, orf, crispr"
     return {
         plate: {
-            well: known.get(
-                name, f"empty well ({name})" if name == EMPTY else f"{name or 'nothing'} {reason}"
-            )
+            well: twice[plate, well]
+            if (plate, well) in twice
+            else known.get(name, f"empty well ({name})" if name == EMPTY else f"{name or 'nothing'} {reason}")
             for well, name in wells.items()
         }
         for plate, wells in ids.items()
@@ -146,16 +154,21 @@ def _read_wells(
 
 
 def _read_perturbations(ids: set[str], metadata: str, storage: Storage) -> dict[str, Perturbation]:
-    """The perturbations with these ids in the tables of compounds, ORFs and CRISPR guides that are there."""
-    found = {}
+    """The perturbations with these ids in the tables of compounds, ORFs and CRISPR guides that are there.
+
+    Raises DataError for an id that has two structures or genes.
+    """
+    found: dict[str, Perturbation] = {}
     for table, column in _TABLES:
         uri = _find(metadata, table, storage)
         for name, value in rows_where(uri, storage, (_ID, column), ids) if uri else ():
-            found[name] = (
+            item = (
                 Perturbation(name, "compound", smiles=value or None)
                 if table == "compound"
                 else Perturbation(name, "gene", gene=value or None)
             )
+            if found.setdefault(name, item) != item:
+                raise DataError(f"{uri}: {name} is there twice, with two values of {column}; expected one")
     return found
 
 

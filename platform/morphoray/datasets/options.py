@@ -19,7 +19,7 @@ class HeldOutFraction(BaseModel):
 class SelectionOptions(BaseModel):
     """Which sites, and what is held out: the part that the simulator shares, whose tree names the rest."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
 
     filter: dict[str, tuple[str, ...]] = Field(
         default_factory=dict, description="keep the sites with one of these values, by column of SITES"

@@ -9,7 +9,7 @@ from morphoray.storage import Storage, join
 
 Platemap = Mapping[str, Mapping[str, str]]  # rows by well
 
-_WELL = re.compile(r"([A-Z]{1,2})(\d{1,2})")
+_WELL = re.compile(r"([A-Z]{1,2})([0-9]{1,2})")
 
 
 def well_name(text: str) -> str | None:
@@ -35,9 +35,17 @@ def read_platemaps(folder: str, storage: Storage, everywhere: str | None = None)
             f"{uri}: missing. It names the platemap of each plate (Assay_Plate_Barcode, Plate_Map_Name)."
         ) from None
     wanted = ("Assay_Plate_Barcode", "Plate_Map_Name")
-    if missing := [name for name in wanted if rows and name not in rows[0]]:
+    if missing := [name for name in wanted if name not in rows[0]]:
         raise DataError(f"{uri}: found columns {sorted(rows[0])}, expected also {missing}")
-    names = {row["Assay_Plate_Barcode"]: row["Plate_Map_Name"] for row in rows}
+    names: dict[str, str] = {}
+    for number, row in enumerate(rows, start=1):
+        plate, name = (row[column] for column in wanted)
+        if names.setdefault(plate, name) != name:
+            raise DataError(f"{uri} row {number}: plate {plate} has two platemaps, {names[plate]} and {name}")
+        if "/" in name:
+            raise DataError(
+                f"{uri} row {number}: Plate_Map_Name {name!r}, expected a file's name without .txt"
+            )
     maps = {
         name: read_platemap(join(folder, "platemap", f"{name}.txt"), storage)
         for name in sorted(set(names.values()))

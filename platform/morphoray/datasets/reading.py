@@ -65,12 +65,12 @@ def _correct(raw: npt.NDArray[np.generic], uris: Sequence[str], storage: Storage
 def _read_illumination(uri: str, storage: Storage) -> npt.NDArray[np.floating[Any]]:
     """The illumination function (H, W) in a .npy file. Raises DataError with the file and the reason."""
     try:
-        function: npt.NDArray[np.floating[Any]] = np.load(
-            io.BytesIO(storage.read_bytes(uri)), allow_pickle=False
-        )
+        data = io.BytesIO(storage.read_bytes(uri))
     except MissingObjectError:
         raise DataError(f"{uri}: missing illumination function") from None
-    except (ValueError, EOFError, OSError) as error:
+    try:
+        function: npt.NDArray[np.floating[Any]] = np.lib.format.read_array(data, allow_pickle=False)
+    except Exception as error:  # NumPy's reader raises nearly any class on bytes made to break it.
         raise DataError(f"{uri}: not a .npy array ({error})") from None
     if function.ndim != 2 or function.dtype.kind != "f":
         raise DataError(f"{uri}: {function.dtype} of shape {function.shape}, expected (H, W) of floats")

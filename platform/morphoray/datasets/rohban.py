@@ -58,8 +58,9 @@ class RohbanOptions(GalleryOptions):
     @model_validator(mode="before")
     @classmethod
     def _of_preset(cls, values: object) -> object:
-        if isinstance(values, dict) and values.get("preset") in PRESETS:
-            return {"merge_alleles": True, "controls": False, "genes": PRESETS[values["preset"]]} | values
+        preset = values.get("preset") if isinstance(values, dict) else None
+        if isinstance(values, dict) and isinstance(preset, str) and preset in PRESETS:
+            return {"merge_alleles": True, "controls": False, "genes": PRESETS[preset]} | values
         return values
 
 

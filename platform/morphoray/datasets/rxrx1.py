@@ -6,6 +6,7 @@ Unpacked, or inside the archives as they are published, which are read in place.
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
@@ -21,6 +22,8 @@ from morphoray.imaging.channels import CELL_PAINTING_CHANNELS
 from morphoray.storage import Storage, absolute, join
 
 _COLUMNS = ("site_id", "cell_type", "experiment", "plate", "well", "site", "well_type", "sirna")
+_PLACE = ("experiment", "plate", "well", "site")  # of a site's files, in their path
+_NO_NAME = r"[/\\\x00]|^\.\.?$"
 UNTREATED = "EMPTY"
 
 
@@ -71,14 +74,31 @@ def read_rows(source: str, storage: Storage) -> dict[str, Any]:
             f"{uri}: missing. The source must be the folder that holds metadata.csv and images/, or "
             "rxrx1-metadata.zip and rxrx1-images.zip."
         ) from None
-    if twice := repeated(table["site_id"]):
-        raise DataError(f"{uri}: {len(twice)} site_ids appear more than once, such as {twice[:3]}")
+    _check_places(table, uri)
     control = pc.or_(pc.equal(table["well_type"], "negative_control"), pc.equal(table["sirna"], UNTREATED))
     return {name: table[name] for name in _COLUMNS[:6]} | {
         "perturbation_id": table["sirna"],
         "perturbation_kind": pc.if_else(control, "control", "gene"),
         "is_control": control,
     }
+
+
+def _check_places(table: pa.Table, uri: str) -> None:
+    """Raise DataError for a site that is there twice, and for a part of a path that leads elsewhere."""
+    if twice := repeated(table["site_id"]):
+        raise DataError(f"{uri}: {len(twice)} site_ids appear more than once, such as {twice[:3]}")
+    for name in _PLACE:
+        bad = np.flatnonzero(pc.match_substring_regex(table[name], _NO_NAME).to_numpy())
+        if bad.size:
+            found = table[name][int(bad[0])].as_py()
+            raise DataError(
+                f"{uri} row {bad[0] + 1}: {name} is {found!r}, expected part of a path without / and .."
+            )
+    places = pc.binary_join_element_wise(*(table[name] for name in _PLACE), "/")
+    if twice := repeated(places):
+        raise DataError(
+            f"{uri}: {len(twice)} sites appear more than once, under several site_ids, such as {twice[:3]}"
+        )
 
 
 def with_files(
@@ -100,7 +120,7 @@ def with_files(
 
 
 def _channel_uris(images: str, sites: pa.RecordBatch, channels: int) -> pa.ListArray:
-    well = [sites[name] for name in ("experiment", "plate", "well", "site")]
+    well = [sites[name] for name in _PLACE]
     words = [f"{images}/", well[0], "/Plate", well[1], "/", well[2], "_s", well[3], "_w"]
     stem = pc.binary_join_element_wise(*words, "")
     files = [pc.binary_join_element_wise(stem, f"{n}.png", "") for n in range(1, channels + 1)]

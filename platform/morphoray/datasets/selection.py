@@ -9,16 +9,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from morphoray.errors import ConfigError, DataError
-from morphoray.perturbations.base import parse_bool, parse_float
+from morphoray.perturbations.base import parse_bool, parse_float, plain_id
 from morphoray.schema import SITES
 
-FILTERED = tuple(
-    field.name for field in SITES if field.name != "split" and not pa.types.is_list(field.type)
-)  # columns that a filter may name
+COMPOUND = "compound"  # perturbation_id without a dose: what `<name>@<dose>` ids have in common
+FILTERED = (
+    *(field.name for field in SITES if field.name != "split" and not pa.types.is_list(field.type)),
+    COMPOUND,
+)  # what a filter may name
 
 
 def keep(sites: pa.Table, wanted: Mapping[str, Sequence[str]]) -> pa.Table:
-    """The rows whose value is one of `wanted` in each of its columns.
+    """The rows whose value is one of `wanted` in each of its columns, or in COMPOUND.
 
     Raises ConfigError for a column that SITES doesn't have, a value that the data don't have, and a filter
     that leaves nothing.
@@ -27,12 +29,19 @@ def keep(sites: pa.Table, wanted: Mapping[str, Sequence[str]]) -> pa.Table:
     for name, values in wanted.items():
         if name not in FILTERED:
             raise ConfigError(f"dataset.filter: found column {name!r}; known: {', '.join(FILTERED)}")
-        mask = pc.and_(mask, _matches(sites[name], name, values))
+        column = _compounds(sites["perturbation_id"]) if name == COMPOUND else sites[name]
+        mask = pc.and_(mask, _matches(column, name, values))
     kept = sites.filter(mask) if wanted else sites
     if not len(kept):
         shown = ", ".join(f"{name}={','.join(values)}" for name, values in wanted.items())
         raise ConfigError(f"dataset.filter {shown}: no site of the data matches all of it")
     return kept
+
+
+def _compounds(ids: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The id of each without its dose."""
+    known = ids.unique()
+    return pc.take(pa.array(map(plain_id, known.to_pylist()), pa.string()), pc.index_in(ids, known))
 
 
 def _matches(column: pa.ChunkedArray, name: str, values: Sequence[str]) -> pa.ChunkedArray:

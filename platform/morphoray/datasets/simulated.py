@@ -16,6 +16,7 @@ from morphoray.datasets.options import ImportOptions, SelectionOptions
 from morphoray.datasets.simulator.fields import LAYOUTS
 from morphoray.datasets.simulator.layout import write_tree
 from morphoray.datasets.simulator.plan import SimulatedOptions, experiment_names
+from morphoray.errors import DataError
 from morphoray.imaging.channels import CELL_PAINTING_CHANNELS
 from morphoray.perturbations.base import parse_bool, parse_float, read_csv
 from morphoray.schema import PERTURBATION_FIELDS
@@ -57,9 +58,12 @@ def channel_names(options: SimulatedOptions) -> tuple[str, ...]:
 
 
 def _perturbation_rows(uri: str, storage: Storage) -> dict[str, dict[str, Any]]:
-    """perturbations.csv by id, typed."""
+    """perturbations.csv by id, typed. Raises DataError naming a column that is missing, or the row."""
     rows: dict[str, dict[str, Any]] = {}
+    wanted = [field.name for field in PERTURBATION_FIELDS] + ["held_out"]
     for number, text in enumerate(read_csv(uri, storage), start=1):
+        if missing := [name for name in wanted if name not in text]:
+            raise DataError(f"{uri}: found columns {sorted(text)}, expected also {missing}")
         where = f"{uri} row {number}"
         row: dict[str, Any] = {name: value or None for name, value in text.items()}
         row["concentration_um"] = parse_float(text["concentration_um"], f"{where}, concentration_um")
@@ -72,5 +76,9 @@ def _perturbation_rows(uri: str, storage: Storage) -> dict[str, dict[str, Any]]:
 def _columns(ids: pa.ChunkedArray, treatments: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Every perturbation column of sites with these `ids`, and their dataset's name."""
     names = ids.to_pylist()
+    if unknown := sorted(set(names) - treatments.keys()):
+        raise DataError(
+            f"perturbations.csv has no row for {unknown[:5]}, which the sites name. Make both anew."
+        )
     columns = {field.name: [treatments[name][field.name] for name in names] for field in PERTURBATION_FIELDS}
     return columns | {"dataset": ["simulated"] * len(names)}

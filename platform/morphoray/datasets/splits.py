@@ -132,7 +132,7 @@ def shorten(names: Sequence[str], most: int = 5) -> str:
 
 def _read_list(uri: str, storage: Storage) -> list[str]:
     rows = read_csv(uri, storage)
-    missing = [name for name in ("perturbation", "ood") if rows and name not in rows[0]]
+    missing = [name for name in ("perturbation", "ood") if name not in rows[0]]
     if missing:
         raise DataError(f"{uri}: found columns {sorted(rows[0])}, expected perturbation and ood")
     return [

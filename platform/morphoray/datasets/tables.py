@@ -23,7 +23,8 @@ def text_batches(
     """The rows of a table as trimmed strings, "" for null; a column that it lacks is absent.
 
     A table of any size takes the memory of a batch. At least one batch comes, which may be empty. Raises
-    DataError when the file is no such table or lacks a `required` column, MissingObjectError without it.
+    DataError when the file is no such table, lacks a `required` column or has one of `columns` twice,
+    MissingObjectError without it.
     """
     name = uri.lower()
     try:
@@ -35,8 +36,10 @@ def text_batches(
                 batches = _csv(pa.CompressedInputStream(source, "gzip") if name.endswith(".gz") else source)
             for batch in batches:
                 names = batch.schema.names
-                if missing := [column for column in required if names.count(column) != 1]:
-                    raise DataError(f"{uri}: found columns {names}, expected also {missing}, each once")
+                if twice := [column for column in columns if names.count(column) > 1]:
+                    raise DataError(f"{uri}: found columns {names}, expected {twice} once")
+                if missing := [column for column in required if column not in names]:
+                    raise DataError(f"{uri}: found columns {names}, expected also {missing}")
                 yield pa.table({column: _text(batch, column) for column in columns if column in names})
     except (pa.ArrowException, UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
         kind = "Parquet table" if name.endswith((".parquet", ".pq")) else "CSV table in UTF-8"

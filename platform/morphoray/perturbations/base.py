@@ -177,17 +177,23 @@ def _perturbation(row: Mapping[str, Any], where: str) -> Perturbation:
     column = next((name for name in _ID_COLUMNS if name in row), None)
     if column is None:
         raise DataError(f"{where}: found columns {sorted(row)}, expected one of {_ID_COLUMNS}")
-    if row[column] in (None, ""):
+    name = _text(row[column])
+    if name is None:
         raise DataError(f"{where}: the {column} is empty")
     is_control = parse_bool(row.get("is_control"), f"{where}, is_control")
-    smiles, gene, moa = (row.get(name) or None for name in ("smiles", "gene", "moa"))
-    kind = row.get("kind") or row.get("perturbation_kind") or _infer_kind(is_control, gene)
+    smiles, gene, moa = (_text(row.get(name)) for name in ("smiles", "gene", "moa"))
+    kind = _text(row.get("kind") or row.get("perturbation_kind")) or _infer_kind(is_control, gene)
     if kind not in KINDS:
         raise DataError(f"{where}: kind {kind!r}, expected one of {KINDS}")
-    concentration = parse_float(row.get("concentration_um"), f"{where}, concentration_um")
+    concentration = parse_concentration(row.get("concentration_um"), f"{where}, concentration_um")
     is_control = is_control or kind == "control"
-    context = {name: str(row.get(name) or "").strip() or None for name in CONTEXT_COLUMNS}
-    return Perturbation(str(row[column]), kind, smiles, gene, concentration, moa, is_control, **context)
+    context = {name: _text(row.get(name)) for name in CONTEXT_COLUMNS}
+    return Perturbation(name, kind, smiles, gene, concentration, moa, is_control, **context)
+
+
+def _text(value: Any) -> str | None:
+    """A cell as text; None when it is empty or NaN, which pandas writes for it."""
+    return None if value is None or value != value else str(value).strip() or None
 
 
 def _infer_kind(is_control: bool, gene: str | None) -> str:
@@ -208,19 +214,30 @@ def parse_bool(value: Any, where: str) -> bool:
 
 def parse_float(value: Any, where: str) -> float | None:
     """A finite number, or None when empty. Raises DataError naming `where`."""
-    if value is None or str(value).strip() == "":
+    if value is None or (isinstance(value, str) and not value.strip()):
         return None
     try:
-        number = float(value)
-    except (TypeError, ValueError):
+        number = float("nan" if isinstance(value, bool) or "_" in str(value) else value)
+    except (TypeError, ValueError, OverflowError):
         number = float("nan")
     if not np.isfinite(number):
         raise DataError(f"{where}: found {value!r}, expected a number")
     return number
 
 
+def parse_concentration(value: Any, where: str) -> float | None:
+    """Micromolar, or None when empty. Raises DataError naming `where` for what is no number of 0 or more."""
+    number = parse_float(value, where)
+    if number is not None and number < 0:
+        raise DataError(f"{where}: found {value!r}, expected micromolar of at least 0")
+    return number
+
+
 def read_csv(uri: str, storage: Storage, delimiter: str = ",") -> list[dict[str, str]]:
-    """Rows of a CSV with a header, any line endings. Raises DataError naming the row that is ragged."""
+    """Rows of a CSV with a header, any line endings.
+
+    Raises DataError naming a column that is there twice, the row that is ragged, or a file without rows.
+    """
     text = storage.read_text(uri)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
@@ -230,6 +247,10 @@ def read_csv(uri: str, storage: Storage, delimiter: str = ",") -> list[dict[str,
     if not lines:
         raise DataError(f"{uri}: the file is empty, expected a header and rows")
     header = [name.strip() for name in lines[0]]
+    if twice := sorted({name for name in header if name and header.count(name) > 1}):
+        raise DataError(f"{uri}: found the columns {twice} more than once, expected each once")
+    if len(lines) == 1:
+        raise DataError(f"{uri}: no rows below the header {header}")
     for number, line in enumerate(lines[1:], start=1):
         if len(line) != len(header):
             raise DataError(f"{uri} row {number}: {len(line)} values, expected {len(header)} ({header})")

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from pyarrow import types
 from pydantic import BaseModel, ConfigDict, Field
 
 from morphoray.errors import DataError
@@ -197,30 +198,36 @@ def _numbers(cells: list[str], where: str) -> Vectors:
             raise DataError(f"{where}: the vector was printed shortened with '...'; write all its numbers")
         cells = cells[0].strip().strip("[]").replace(",", " ").split()
     try:
-        return np.array([float(cell) if cell.strip() else np.nan for cell in cells], dtype=np.float32)
+        with np.errstate(over="ignore"):  # beyond float32 it is infinite, which is refused below
+            return np.array([float(cell) if cell.strip() else np.nan for cell in cells], dtype=np.float32)
     except ValueError as error:
         raise DataError(f"{where}: {error}") from None
 
 
 def _parquet_rows(table: pa.Table, uri: str) -> tuple[list[str], list[Vectors]]:
     """Ids from `perturbation_id` or the first text column; vectors from a list column or numeric columns."""
-    texts = [f.name for f in table.schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
+    texts = [f.name for f in table.schema if types.is_string(f.type) or types.is_large_string(f.type)]
     column = "perturbation_id" if "perturbation_id" in table.column_names else next(iter(texts), None)
-    lists = [
-        f.name
-        for f in table.schema
-        if pa.types.is_list(f.type) or pa.types.is_large_list(f.type) or pa.types.is_fixed_size_list(f.type)
-    ]
-    numeric = [f.name for f in table.schema if pa.types.is_floating(f.type) or pa.types.is_integer(f.type)]
+    lists = [f.name for f in table.schema if _is_list(f.type) and _is_number(f.type.value_type)]
+    numeric = [f.name for f in table.schema if _is_number(f.type)]
     numeric = [name for name in numeric if name != column]
     if column is None or not (len(lists) == 1 or (not lists and numeric)):
         raise DataError(
             f"{uri}: found columns {table.column_names}; "
-            "expected perturbation_id, and one list column or numeric columns"
+            "expected perturbation_id, and one list column of numbers or numeric columns"
         )
     ids = ["" if name is None else str(name) for name in table.column(column).to_pylist()]
     if lists:
         found = table.column(lists[0]).to_pylist()
-        return ids, [np.array([] if row is None else row, dtype=np.float32) for row in found]
+        with np.errstate(over="ignore"):
+            return ids, [np.array([] if row is None else row, dtype=np.float32) for row in found]
     matrix = np.stack([table.column(name).to_numpy().astype(np.float32) for name in numeric], axis=1)
     return ids, list(matrix)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return any(is_kind(kind) for is_kind in (types.is_list, types.is_large_list, types.is_fixed_size_list))
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return any(is_kind(kind) for is_kind in (types.is_floating, types.is_integer))

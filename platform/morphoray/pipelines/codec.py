@@ -11,12 +11,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-import yaml
 from diffusers import AutoencoderKL
 from pydantic import Field
 
 from morphoray import schema
-from morphoray.config import ImageConfig, Section, StorageConfig, apply_overrides, build
+from morphoray.config import ImageConfig, Section, StorageConfig, build, read_values
 from morphoray.datasets import DATASETS
 from morphoray.datasets.reading import SITE_COLUMNS, read_raw, read_site
 from morphoray.diffusion.codec import (
@@ -83,12 +82,7 @@ class CodecRun(Section):
 
 def parse_codec_run(text: str, where: str, overrides: list[str] | None = None) -> CodecRun:
     """The codec run described by YAML `text`; ConfigError names wrong keys."""
-    values = yaml.safe_load(text)
-    if not isinstance(values, dict):
-        raise ConfigError(
-            f"{where}: expected a mapping with run_dir, data, …; found {type(values).__name__}."
-        )
-    return build(CodecRun, apply_overrides(values, overrides or []), "")
+    return build(CodecRun, read_values(text, where, overrides or []), "")
 
 
 def run_codec(config: CodecRun) -> str:

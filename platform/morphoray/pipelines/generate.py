@@ -45,21 +45,32 @@ def load(storage: Storage, uri: str, use_gpu: bool = False) -> Any:
     return bundle
 
 
+_MANIFEST = {"fingerprint": str, "resolution": int, "condition": dict, "perturbations": list}
+
+
 def read_manifest(storage: Storage, uri: str) -> dict[str, Any]:
-    """A bundle's morphoray.json. Raises DataError when the folder is not a finished bundle."""
+    """A bundle's morphoray.json. Raises DataError when the folder is no finished bundle, or lacks a key."""
     where = join(uri, "morphoray.json")
     if not storage.exists(where):
         raise DataError(f"{uri}: found no morphoray.json; expected a bundle that training has finished.")
-    manifest: dict[str, Any] = storage.read_json(where)
-    return manifest
+    manifest = storage.read_json(where)
+    found = manifest if isinstance(manifest, dict) else {}
+    if wrong := [name for name, kind in _MANIFEST.items() if not isinstance(found.get(name), kind)]:
+        raise DataError(f"{where}: found no proper {', '.join(wrong)}; expected what training writes there.")
+    return found
 
 
 def known_perturbations(manifest: dict[str, Any]) -> list[Perturbation]:
-    """The perturbations a bundle was trained beside, unseen ones included."""
-    return [
-        Perturbation(**{key: value for key, value in row.items() if key != "seen"})
-        for row in manifest["perturbations"]
-    ]
+    """The perturbations a bundle was trained beside, unseen ones too. Raises DataError for other rows."""
+    try:
+        return [
+            Perturbation(**{key: value for key, value in row.items() if key != "seen"})
+            for row in manifest["perturbations"]
+        ]
+    except (AttributeError, TypeError) as error:
+        raise DataError(
+            f"morphoray.json: perturbations: {error}; expected rows as training writes."
+        ) from None
 
 
 def vectors_for(

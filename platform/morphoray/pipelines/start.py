@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from pydantic import Field
 
-from morphoray.config import BundleConfig, Section, StorageConfig, TrainingConfig, apply_overrides, build
+from morphoray.config import BundleConfig, Section, StorageConfig, TrainingConfig, build, read_values
 from morphoray.diffusion.bundle import Bundle, new_bundle
 from morphoray.diffusion.codec import encode_posterior
 from morphoray.errors import ConfigError
@@ -46,10 +45,7 @@ class StartRun(Section):
 
 def parse_start_run(text: str, where: str, overrides: list[str]) -> StartRun:
     """The run described by YAML `text`; ConfigError names wrong keys."""
-    values = yaml.safe_load(text)
-    if not isinstance(values, dict):
-        raise ConfigError(f"{where}: expected a mapping with run_dir, …; found {type(values).__name__}.")
-    return build(StartRun, apply_overrides(values, overrides), "")
+    return build(StartRun, read_values(text, where, overrides), "")
 
 
 def run_start(config: StartRun) -> str:

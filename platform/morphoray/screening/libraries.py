@@ -57,8 +57,8 @@ def library_fingerprint(molecules: Iterable[Molecule]) -> str:
     return fingerprint([[item.line, item.molecule_id, item.smiles] for item in molecules])
 
 
-def _molecule(line: int, smiles: str | None, name: str | None) -> Molecule:
-    smiles = (smiles or "").strip()
+def _molecule(line: int, smiles: object, name: str | None) -> Molecule:
+    smiles = "" if smiles is None or smiles != smiles else str(smiles).strip()
     return Molecule(line, (name or "").strip() or f"line {line}", smiles, None if smiles else "empty SMILES")
 
 
@@ -104,6 +104,8 @@ def _from_parquet(uri: str, storage: Storage) -> Iterator[Molecule]:
 
 
 def _columns(header: list[str], uri: str) -> tuple[int, int | None]:
+    if header.count("smiles") > 1:
+        raise DataError(f"{uri}: found columns {header}, expected one called smiles, not several.")
     if "smiles" not in header:
         raise DataError(f"{uri}: found columns {header}, expected one called smiles.")
     name = next((name for name in NAMES if name in header), None)

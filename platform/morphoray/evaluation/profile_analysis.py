@@ -70,7 +70,7 @@ def profile_results(
     """
     sources = [REAL, *methods]
     counts = {name: _counts(images[images["Metadata_source"] == name]) for name in sources}
-    words = "real controls together" if by is None else f"real controls by {by.removeprefix('Metadata_')}"
+    words = "all real controls" if by is None else f"real controls of each {by.removeprefix('Metadata_')}"
     bare = ProfileResults(
         cells={name: _cells(images[images["Metadata_source"] == name], ()) for name in sources},
         counts=counts,
@@ -82,8 +82,9 @@ def profile_results(
         usable, lost = _with_controls(images, by)
         scaled = normalise(usable, by)
         selected = select_features(scaled)
-        kept, _ = with_cells(scaled, selected)
-        kept[selected] = kept[selected].clip(-CLIP, CLIP)
+        known, _ = with_cells(scaled, selected)
+        head = known[[name for name in known if name.startswith("Metadata_")]]
+        kept = pd.concat([head, known[selected].clip(-CLIP, CLIP)], axis=1)
         found = _Analysis(kept, selected, methods, channels, seed)
         return replace(
             bare,

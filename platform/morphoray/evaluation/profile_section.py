@@ -108,21 +108,21 @@ def profile_words(data: ReportData, results: ProfileResults) -> list[str]:
     """What the table says, in sentences."""
     if results.problem:
         return [f"Beyond the number of cells nothing could be told: {results.problem}"]
-    real, control = (results.sources.get(name, SourceProfiles()).correlation for name in (REAL, CONTROL))
     told = []
     for model in data.models:
         found = results.sources[model].correlation
         if found is None:
             told.append(f"{_label(data, model)}: too few images have cells to compare profiles.")
-            continue
-        bounds = []
-        if real is not None:
-            bounds.append(f"two halves of the real images correlate at {figure(real.mean)}")
-        if control is not None:
-            bounds.append(f"real controls, which ignore the treatment, at {figure(control.mean)}")
+        else:
+            told.append(
+                f"{_label(data, model)}: over {found.n} treatments its profiles correlate with the real ones "
+                f"at {_estimate(found)}."
+            )
+    real, control = (results.sources.get(name, SourceProfiles()).correlation for name in (REAL, CONTROL))
+    if real is not None:
+        beside = f"; real controls, which ignore the treatment, with them at {figure(control.mean)}"
         told.append(
-            f"{_label(data, model)}: over {found.n} treatments its profiles correlate with the real ones at "
-            f"{_estimate(found)}{'; ' if bounds else ''}{', '.join(bounds)}."
+            f"Two halves of the real images correlate at {figure(real.mean)}{beside if control else ''}."
         )
     return told
 
@@ -139,9 +139,9 @@ def profile_caveats(results: ProfileResults) -> list[str]:
         left_out = sum(each.incomplete for each in results.cells.values())
         incomplete = f", and {left_out} more in which a chosen feature is missing" if left_out else ""
         paragraphs += [
-            f"Features are scaled by {results.normalised} (generated images by all of them) and chosen on "
-            f"real images: {selected} of {measured}; values beyond ±{CLIP:g} are set there. Images without "
-            f"cells are left out{incomplete}.",
+            f"Features of real images are scaled by {results.normalised}, those of generated ones by all real "
+            f"controls, and chosen on real images: {selected} of {measured}; values beyond ±{CLIP:g} are set "
+            f"there. Images without cells are left out{incomplete}.",
             "Correlations (Spearman, over features) compare the medians of n generated and n real images, n "
             "being half of the real ones at most; the last row compares two such halves of real images, and "
             "below each stands a 95 % bootstrap interval over treatments. A mean above the last row's means "

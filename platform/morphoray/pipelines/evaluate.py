@@ -62,7 +62,7 @@ def evaluate(
     cells = cell_finder(config, sites)
     compared = _compared(config, methods, from_rows(sites), out)
     extractor = _extractor(config, storage)
-    parts = _parts(config, storage, extractor, cells, out)
+    parts = feature_parts(config, storage, extractor, cells, out)
     rows, measured, notes = _measure(config, compared, sites, parts, extractor, cells)
     profiles = None
     if config.evaluation.profiles:
@@ -207,9 +207,10 @@ def _extractor(config: RunConfig, storage: Storage) -> Extractor:
     return load_extractor(config.evaluation.extractor, storage=storage, channels=channels)
 
 
-def _parts(
+def feature_parts(
     config: RunConfig, storage: Storage, extractor: Extractor, cells: CellFinder | None, out: str
 ) -> ImageParts:
+    """Where the features of this extractor lie below `out`, of whole images or of crops of their cells."""
     made_by = fingerprint(
         [
             extractor.name,

@@ -273,7 +273,9 @@ class _Analysis:
         components = _or_none(principal_components, *values)
         if components is None:
             return []
-        shares = [f"component {place + 1}, {share:.0%}" for place, share in enumerate(components.explained)]
+        shares = [
+            f"component {place + 1}, {100 * share:.0f} %" for place, share in enumerate(components.explained)
+        ]
         places = dict(zip(sets, components.coordinates, strict=True))
         found = [ProfileMap("Principal components", (shares[0], shares[1]), places, names)]
         if umap:

@@ -119,11 +119,15 @@ def profile_words(data: ReportData, results: ProfileResults) -> list[str]:
                 f"at {_estimate(found)}."
             )
     real, control = (results.sources.get(name, SourceProfiles()).correlation for name in (REAL, CONTROL))
+    bounds = []
     if real is not None:
-        beside = f"; real controls, which ignore the treatment, with them at {figure(control.mean)}"
-        told.append(
-            f"Two halves of the real images correlate at {figure(real.mean)}{beside if control else ''}."
+        bounds.append(f"two halves of the real images correlate at {figure(real.mean)}")
+    if control is not None:
+        bounds.append(
+            f"real controls, which ignore the treatment, with real images at {figure(control.mean)}"
         )
+    if bounds:
+        told.append(f"Beside it: {'; '.join(bounds)}.")
     return told
 
 
@@ -139,9 +143,9 @@ def profile_caveats(results: ProfileResults) -> list[str]:
         left_out = sum(each.incomplete for each in results.cells.values())
         incomplete = f", and {left_out} more in which a chosen feature is missing" if left_out else ""
         paragraphs += [
-            f"Features of real images are scaled by {results.normalised}, those of generated ones by all real "
-            f"controls, and chosen on real images: {selected} of {measured}; values beyond ±{CLIP:g} are set "
-            f"there. Images without cells are left out{incomplete}.",
+            f"Features of real images are scaled by {results.normalised}, those of generated ones by all "
+            f"real controls, and chosen on real images: {selected} of {measured}; values beyond ±{CLIP:g} "
+            f"are set there. Images without cells are left out{incomplete}.",
             "Correlations (Spearman, over features) compare the medians of n generated and n real images, n "
             "being half of the real ones at most; the last row compares two such halves of real images, and "
             "below each stands a 95 % bootstrap interval over treatments. A mean above the last row's means "

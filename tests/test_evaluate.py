@@ -20,6 +20,7 @@ from morphoray.perturbations.base import Perturbation
 from morphoray.pipelines.cells import cell_finder
 from morphoray.pipelines.evaluate import feature_parts, run_evaluate
 from morphoray.pipelines.features import measure_features
+from morphoray.pipelines.image_parts import ImageRow
 from morphoray.pipelines.layout import resolve
 from morphoray.pipelines.method_images import read_method, real_rows, with_the_datas_names
 from morphoray.pipelines.run import run_train
@@ -155,6 +156,9 @@ def test_profiles_are_measured_once_and_cells_are_cut_alike(
     coded = measure_features(stored, of_codec, cells, codec_of=config)["codec"]
     assert len(cut.items) > 8 and list(cut.items) == list(coded.items), "row by row, at the same places"
     assert not np.array_equal(cut.features, coded.features)
+    (tmp_path / "black.png").write_bytes(encode_png(np.zeros((3, 96, 96), np.uint8)))
+    black = ImageRow("black", "large", "", "black.png", "file", {"uri": str(tmp_path / "black.png")})
+    assert measure_features(stored, [black], cells)["black"].of("large").shape == (0, extractor.width)
     first = Storage().read_bytes(chosen[0].row["channel_uris"][0])
     crops = cells.cut(decode_png(first), cells.places(decode_png(first)))
     mine = [item.startswith(f"{chosen[0].item}#") for item in cut.items]

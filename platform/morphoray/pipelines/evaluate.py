@@ -158,7 +158,7 @@ def _cells_note(cells: CellFinder, rows: Sequence[ImageRow], tables: Mapping[str
     told = []
     for origin in dict.fromkeys(row.origin for row in rows):
         asked = sum(row.origin == origin for row in rows)
-        items = list(tables[origin].items) if origin in tables else []
+        items = list(tables[origin].items)
         with_cells = len({item.rpartition("#")[0] for item in items})
         told.append(f"{origin} {len(items)} cells of {with_cells} of {asked} images")
     return [

@@ -53,10 +53,11 @@ def measure_features(
         "codec_of": codec_of,
     }
     table = parts.measure(rows, FeaturePart, holding)
-    return {} if table is None else _by_origin(table)
+    return {} if table is None else _by_origin(table, list(dict.fromkeys(row.origin for row in rows)))
 
 
-def _by_origin(table: pa.Table) -> dict[str, FeatureTable]:
+def _by_origin(table: pa.Table, origins: Sequence[str]) -> dict[str, FeatureTable]:
+    """A table for each origin, without rows where none of its images could be read or shows a cell."""
     width = table.schema.field("features").type.list_size
     features = pa.compute.list_flatten(table["features"]).to_numpy().reshape(-1, width)
     columns = {
@@ -64,9 +65,9 @@ def _by_origin(table: pa.Table) -> dict[str, FeatureTable]:
         for name in ("origin", "perturbation_id", "experiment", "item")
     }
     found = {}
-    for origin in dict.fromkeys(columns["origin"]):
-        mine = columns["origin"] == origin
-        found[str(origin)] = FeatureTable(
+    for origin in origins:
+        mine = np.asarray(columns["origin"] == origin, bool)
+        found[origin] = FeatureTable(
             features[mine], *(columns[name][mine] for name in ("perturbation_id", "experiment", "item"))
         )
     return found

@@ -185,6 +185,23 @@ def test_images_without_cells_leave_the_counts_and_a_reason() -> None:
     assert {row["metric"] for row in profile_metrics(found, "x", 0).to_pylist()} == {"cell_count"}
 
 
+def test_a_method_without_cells_leaves_the_others_and_the_bounds() -> None:
+    images = profiles()
+    nothing = dict.fromkeys([name for name in images if not name.startswith("Metadata_")], np.nan)
+    poor = images[images["Metadata_source"] == "poor"]
+    empty = pd.DataFrame({**poor, "Metadata_source": "empty", "Metadata_cell_count": 0, **nothing})
+    both = pd.concat([images[images["Metadata_source"] != "poor"], empty], ignore_index=True)
+    found = profile_results(both, ["empty", "good"], CHANNELS, by=None, umap=False)
+    assert found.sources["empty"].correlation is None and found.sources["empty"].agreements == {}
+    assert found.sources["real"].correlation == results().sources["real"].correlation
+    good, alone = found.sources["good"], results().sources["good"]
+    assert (good.agreements, good.distances) == (alone.agreements, alone.distances)
+    data = dataclasses.replace(report(found), models=("good",))
+    assert (
+        "too few images have cells" in profile_words(dataclasses.replace(data, models=("empty",)), found)[0]
+    )
+
+
 def test_groups_without_controls_are_left_out_and_said() -> None:
     images = profiles()
     lone = images["Metadata_is_control"] & (images["Metadata_plate"] == "p1")

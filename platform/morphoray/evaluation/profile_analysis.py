@@ -25,6 +25,7 @@ from morphoray.evaluation.profile_results import (
     SourceProfiles,
 )
 from morphoray.evaluation.profile_scores import (
+    Agreement,
     Clustering,
     agreement,
     clustering,
@@ -189,7 +190,7 @@ class _Analysis:
         controls = {name: matrix(self._controls(apart_from=name), self.features) for name in self._names()}
         control = self._scores(CONTROL, controls)
         found |= {CONTROL: control} if control.agreements else {}
-        return {**found, REAL: self._ceiling(real, found[self.methods[0]])}
+        return {**found, REAL: self._ceiling(real, list(found.values()))}
 
     def _scores(self, source: str, generated: Mapping[str, Float64]) -> SourceProfiles:
         agreements, distances = {}, {}
@@ -207,17 +208,15 @@ class _Analysis:
         generator = numpy_generator("profile distances", self.seed, name)
         return compare(self._matrix(REAL, name), sets, generator, n=n, repeats=DRAWS, metric=frechet)
 
-    def _ceiling(self, real: SourceProfiles, first: SourceProfiles) -> SourceProfiles:
-        """Real halves beside each other, at the n of the first method."""
-        floors = {
-            name: self._distances(name, each.n, {})[FLOOR]
-            for name, each in first.agreements.items()
-            if each.n >= 2
-        }
-        halves = {name: each.halves.mean for name, each in first.agreements.items()}
-        return replace(
-            real, agreements=first.agreements, distances=floors, correlation=self._estimate(halves)
-        )
+    def _ceiling(self, real: SourceProfiles, others: Sequence[SourceProfiles]) -> SourceProfiles:
+        """Real halves beside each other, at the n of the first source that can be compared."""
+        first: dict[str, Agreement] = {}
+        for other in others:
+            comparable = {name: each for name, each in other.agreements.items() if each.n >= 2}
+            first = comparable | first
+        floors = {name: self._distances(name, each.n, {})[FLOOR] for name, each in first.items()}
+        halves = {name: each.halves.mean for name, each in first.items()}
+        return replace(real, agreements=first, distances=floors, correlation=self._estimate(halves))
 
     def _estimate(self, values: Mapping[str, float]) -> Estimate | None:
         """Over treatments: a control's own profile is noise around zero."""

@@ -143,9 +143,9 @@ def profile_caveats(results: ProfileResults) -> list[str]:
         left_out = sum(each.incomplete for each in results.cells.values())
         incomplete = f", and {left_out} more in which a chosen feature is missing" if left_out else ""
         paragraphs += [
-            f"Features of real images are scaled by {results.normalised}, those of generated ones by all "
-            f"real controls, and chosen on real images: {selected} of {measured}; values beyond ±{CLIP:g} "
-            f"are set there. Images without cells are left out{incomplete}.",
+            f"Features are scaled by {results.normalised} (those of generated images by all) and chosen on "
+            f"real images: {selected} of {measured}; values beyond ±{CLIP:g} are set there. Images without "
+            f"cells are left out{incomplete}.",
             "Correlations (Spearman, over features) compare the medians of n generated and n real images, n "
             "being half of the real ones at most; the last row compares two such halves of real images, and "
             "below each stands a 95 % bootstrap interval over treatments. A mean above the last row's means "

@@ -283,7 +283,7 @@ class _Analysis:
             if together is not None:
                 ends = np.cumsum([len(each) for each in values])[:-1]
                 places = dict(zip(sets, np.split(together, ends), strict=True))
-                found.append(ProfileMap("UMAP", ("first", "second"), places, names))
+                found.append(ProfileMap("UMAP", ("UMAP 1", "UMAP 2"), places, names))
         return found
 
 

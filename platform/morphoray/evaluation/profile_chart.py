@@ -18,17 +18,16 @@ EDGES = (0.005, 0.995)  # quantiles of all points that the frame holds
 Points = npt.NDArray[np.float64]
 
 
-def map_chart(found: ProfileMap, labels: Mapping[str, str]) -> str:
+def map_chart(found: ProfileMap, labels: Mapping[str, str], named: Sequence[str]) -> str:
     """Panels on one scale, the real images first; in the others these stand behind in grey.
 
-    labels: each source's name. Points beyond the frame stand at its edge. Perturbations are numbered by
-    how far their real images lie from the middle of all; those after HUES are grey.
+    labels: each source's name. named: perturbations with a number and a colour, HUES at most; others are
+    grey. Points beyond the frame stand at its edge.
     """
     sources = [REAL, *(name for name in found.coordinates if name != REAL)]
     across = max(2, min(ACROSS, len(sources)))
     width = (WIDTH - GAP * (across - 1)) / across
     height = round(width * 0.72)
-    named = _furthest(found.coordinates[REAL], found.perturbation_ids[REAL])
     everything = np.concatenate(list(found.coordinates.values()))
     low, high = np.quantile(everything, EDGES, axis=0)
     parts = []
@@ -53,8 +52,9 @@ def map_chart(found: ProfileMap, labels: Mapping[str, str]) -> str:
     )
 
 
-def _furthest(points: Points, names: npt.NDArray[np.object_]) -> list[str]:
-    """The HUES perturbations whose medians lie furthest from all points' median, in units of their spread."""
+def furthest(found: ProfileMap) -> list[str]:
+    """The HUES perturbations whose real images' medians lie furthest from all real ones', by their spread."""
+    points, names = found.coordinates[REAL], found.perturbation_ids[REAL]
     middle, spread = np.median(points, axis=0), points.std(axis=0) + 1e-12
     distances = {
         str(name): float(np.linalg.norm((np.median(points[names == name], axis=0) - middle) / spread))

@@ -9,7 +9,7 @@ import numpy as np
 from morphoray.evaluation import charts
 from morphoray.evaluation.measures import CONTROL
 from morphoray.evaluation.profile_analysis import CLIP
-from morphoray.evaluation.profile_chart import map_chart
+from morphoray.evaluation.profile_chart import furthest, map_chart
 from morphoray.evaluation.profile_results import Estimate, ProfileResults, SourceProfiles
 from morphoray.evaluation.profiles import REAL
 from morphoray.evaluation.results import BASELINES, ReportData, figure
@@ -155,6 +155,8 @@ def profile_caveats(results: ProfileResults) -> list[str]:
             "another batch. Recognised: balanced accuracy of a linear classifier that half of the real "
             "images' batches, plates or wells taught; the last row is the other half.",
         ]
+    if len(results.maps) > 1:
+        paragraphs.append("UMAP keeps neighbours near; how far apart its groups lie means nothing.")
     return [*paragraphs, *results.notes]
 
 
@@ -190,11 +192,12 @@ def _key(data: ReportData, source: str) -> str:
 
 def _maps(data: ReportData, results: ProfileResults) -> str:
     labels = {source: _label(data, source) for source in (REAL, *data.models)}
+    named = furthest(results.maps[0]) if results.maps else []  # the same on every map
     return "".join(
         f'<figure class="map"><h3>{escape(found.title)}</h3>'
         f'<p class="under">Across {escape(found.axes[0])}, up {escape(found.axes[1])}; a dot an image, the '
         "number at a perturbation's median, in grey the real images.</p>"
-        f'<div class="scroll">{map_chart(found, labels)}</div></figure>'
+        f'<div class="scroll">{map_chart(found, labels, named)}</div></figure>'
         for found in results.maps
     )
 

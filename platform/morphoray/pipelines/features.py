@@ -52,25 +52,26 @@ def measure_features(
         "cells": cells,
         "codec_of": codec_of,
     }
-    table = parts.measure(rows, FeaturePart, holding)
-    return {} if table is None else _by_origin(table, list(dict.fromkeys(row.origin for row in rows)))
+    tables: dict[str, list[FeatureTable]] = {}
+    for origin, table in parts.measure(rows, FeaturePart, holding):
+        tables.setdefault(origin, []).append(_feature_table(table))
+    joined = {origin: _joined(tables.pop(origin)) for origin in list(tables)}
+    pa.default_memory_pool().release_unused()  # Arrow keeps twice the features' size of what it freed
+    return joined
 
 
-def _by_origin(table: pa.Table, origins: Sequence[str]) -> dict[str, FeatureTable]:
-    """A table for each origin, without rows where none of its images could be read or shows a cell."""
+def _feature_table(table: pa.Table) -> FeatureTable:
+    """One part's FEATURES; no rows where none of its images could be read, or shows a cell."""
     width = table.schema.field("features").type.list_size
     features = pa.compute.list_flatten(table["features"]).to_numpy().reshape(-1, width)
-    columns = {
-        name: np.asarray(table[name].to_pylist(), object)
-        for name in ("origin", "perturbation_id", "experiment", "item")
-    }
-    found = {}
-    for origin in origins:
-        mine = np.asarray(columns["origin"] == origin, bool)
-        found[origin] = FeatureTable(
-            features[mine], *(columns[name][mine] for name in ("perturbation_id", "experiment", "item"))
-        )
-    return found
+    names = ("perturbation_id", "experiment", "item")
+    return FeatureTable(features, *(np.asarray(table[name].to_pylist(), object) for name in names))
+
+
+def _joined(parts: Sequence[FeatureTable]) -> FeatureTable:
+    """Parts of one origin, one after the other."""
+    columns = zip(*(vars(part).values() for part in parts), strict=True)
+    return FeatureTable(*map(np.concatenate, columns))
 
 
 class FeaturePart:

@@ -58,27 +58,29 @@ class ImageParts:
     made_by: str
     quarantine: list[dict[str, Any]] = field(default_factory=list)
 
-    def measure(self, rows: Sequence[ImageRow], work: type, arguments: Mapping[str, Any]) -> pa.Table | None:
-        """The table of all images, in their order, that actors of `work` make; None of no images.
+    def measure(
+        self, rows: Sequence[ImageRow], work: type, arguments: Mapping[str, Any]
+    ) -> Iterator[tuple[str, pa.Table]]:
+        """The tables that actors of `work` make, part by part in the order of the rows, and their origins.
 
         work: a class that takes `arguments`, and whose instances turn a part of `read_images_part` into the
         item that `measured_part` gives. Parts that are there already are not computed again. An image that
         can't be read is left out and told in `quarantine`.
         """
-        parts = list(self._parts(rows))
+        parts = list(self.parts(rows))
         there = {uri.rsplit("/", 1)[-1] for uri in self.storage.list_files(self.uri, suffix=".parquet")}
         todo = [part for part in parts if f"{part['name']}.parquet" not in there]
         if todo:
             self._compute(todo, len(rows), work, arguments)
-        tables = []
         for part in parts:
-            tables.append(self.storage.read_table(join(self.uri, f"{part['name']}.parquet")))
             bad = join(self.uri, "quarantine", f"{part['name']}.parquet")
             if self.storage.exists(bad):
                 self.quarantine.extend(self.storage.read_table(bad).to_pylist())
-        return pa.concat_tables(tables) if tables else None
+            table = self.storage.read_table(join(self.uri, f"{part['name']}.parquet"))
+            yield part["rows"][0]["origin"], table
 
-    def _parts(self, rows: Sequence[ImageRow]) -> Iterator[Item]:
+    def parts(self, rows: Sequence[ImageRow]) -> Iterator[Item]:
+        """What is read, measured and stored together: rows of one origin, and the name of their files."""
         size = self.images_per_part
         for origin in dict.fromkeys(row.origin for row in rows):
             mine = [vars(row) for row in rows if row.origin == origin]

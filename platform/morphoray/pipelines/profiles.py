@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from morphoray import schema
 from morphoray.config import ProfilesConfig, RunConfig
-from morphoray.errors import DataError, MissingExtraError
+from morphoray.errors import MissingExtraError
 from morphoray.evaluation.measurements import DEFAULT_FAMILIES, feature_names, image_means, measure
 from morphoray.evaluation.profile_analysis import profile_results
 from morphoray.evaluation.profile_results import ProfileResults
@@ -84,12 +84,9 @@ def measure_profiles(
     for method in methods:
         rows += [row for row in at_most(method.rows, settings.n) if row.perturbation_id in names]
     parts = _parts(config, settings, options, families, out)
-    table = parts.measure(
-        rows, MeasurementPart, {"options": options, "channels": channels, "families": families}
-    )
-    if table is None:
-        raise DataError("evaluation.profiles: found no images of the methods and none of the real ones")
-    images = _described(table, features, perturbations, sites)
+    holding = {"options": options, "channels": channels, "families": families}
+    tables = [table for _, table in parts.measure(rows, MeasurementPart, holding)]
+    images = _described(pa.concat_tables(tables), features, perturbations, sites)
     results = profile_results(
         images,
         [method.name for method in methods],

@@ -1,5 +1,7 @@
 """`evaluate` on a real Ray: this run, a folder made elsewhere, what is left out, nothing done twice."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +12,22 @@ import pytest
 
 from morphoray import schema
 from morphoray.config import EvaluationConfig, ImageConfig, MethodConfig, build
+from morphoray.datasets.simulator.fields import draw_fields
+from morphoray.datasets.simulator.phenotype import BatchEffect, Phenotype
 from morphoray.errors import ConfigError, DataError
+from morphoray.evaluation.features import load_extractor
 from morphoray.imaging.channels import MAPPINGS
-from morphoray.imaging.png import encode_png
+from morphoray.imaging.png import decode_png, encode_png
 from morphoray.perturbations.base import Perturbation
+from morphoray.pipelines.cells import cell_finder
 from morphoray.pipelines.encode import ReadPlan
-from morphoray.pipelines.evaluate import run_evaluate
-from morphoray.pipelines.features import FeatureStore, ImageRow
-from morphoray.pipelines.method_images import read_method, with_the_datas_names
+from morphoray.pipelines.evaluate import feature_parts, run_evaluate
+from morphoray.pipelines.features import measure_features
+from morphoray.pipelines.image_parts import ImageParts, ImageRow
+from morphoray.pipelines.layout import resolve
+from morphoray.pipelines.method_images import read_method, real_rows, with_the_datas_names
 from morphoray.pipelines.run import run_train
+from morphoray.pipelines.sites import read_sites
 from morphoray.storage import Storage
 from tinyrun import REAL_RAY, make_images, run_of, settings
 
@@ -73,9 +82,9 @@ def test_a_run_and_a_foreign_folder_are_measured_once(
 
 def test_a_driver_keeps_the_features_once(tmp_path: Path) -> None:
     """Of parts that are there: neither their tables nor what Arrow allocated for them stay."""
-    settings_, count, width = EvaluationConfig(features_per_part=500), 4000, 1280
+    settings_, count, width = EvaluationConfig(), 4000, 1280
     plan = ReadPlan(ImageConfig(), MAPPINGS["rgb"], 1, 0)
-    store = FeatureStore(Storage(), str(tmp_path), settings_, Storage(), plan, "test")
+    store = ImageParts("features", Storage(), str(tmp_path), settings_, 500, Storage(), plan, "test")
     rows = [
         ImageRow(origin, "taxol", "e", str(n), "file", {"uri": ""})
         for origin in "ab"
@@ -92,13 +101,130 @@ def test_a_driver_keeps_the_features_once(tmp_path: Path) -> None:
     del read, values, columns, table
     pa.default_memory_pool().release_unused()
     before = psutil.Process().memory_info().rss
-    tables = store.measure(rows)
+    tables = measure_features(store, rows)
     held = psutil.Process().memory_info().rss - before
     assert list(tables) == ["a", "b"]
     for table in tables.values():
         assert table.features.shape == (count // 2, width)
         assert table.items[7] == "7" and (table.features[7] == 7).all()
     assert held < 2 * 4 * count * width
+
+
+def simulated_folders(folder: Path, real: int, made: int) -> tuple[Path, Path]:
+    """An imagefolder of simulated fields on two plates, and a folder of others as a method makes them."""
+    treatments = {
+        "dmso": Phenotype(),
+        "large": Phenotype(nuclear_area=1.8),
+        "bright": Phenotype(tubulin_intensity=2.0),
+    }
+    train, method, lines = folder / "images" / "train", folder / "method", []
+    train.mkdir(parents=True)
+    for name, phenotype in treatments.items():
+        count = real + made
+        keys = [("evaluate", name, number) for number in range(count)]
+        fields = draw_fields(
+            [phenotype] * count, [BatchEffect()] * count, 96, 3, keys=keys, nucleus_diameter_px=18
+        ).images
+        (method / name).mkdir(parents=True)
+        for number, field in enumerate(fields):
+            if number < real:
+                file = f"{name}-{number}.png"
+                (train / file).write_bytes(encode_png(field))
+                lines.append({"file_name": file, "additional_feature": name, "plate": f"p{number % 2}"})
+            else:
+                (method / name / f"{number}.png").write_bytes(encode_png(field))
+    (train / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder / "images", method
+
+
+def test_profiles_are_measured_once_and_cells_are_cut_alike(
+    ray_cluster: None, tmp_path: Path, codec_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, method = simulated_folders(tmp_path, real=8, made=4)
+    (method / "large" / "broken.png").write_bytes(b"no image")
+    values: dict[str, Any] = settings(tmp_path / "run", images, codec_folder, max_steps=1, sample_every=None)
+    values["image"] = {"resolution": 96, "fit": "crop"}
+    values["evaluation"] = {
+        "n": 4,
+        "repeats": 2,
+        "methods": {"simulated": {"images": str(method)}},
+        "segmentation": {"nuclei": "blue", "cell_body": ["green", "red"], "nucleus_diameter_px": 18},
+        "profiles": {"n": 8, "controls": 4, "families": ["sizeshape", "intensity"], "umap": False},
+    }
+    run_train(run_of(values))
+    run_evaluate(run_of(values))
+    out = tmp_path / "run" / "evaluation"
+    rows = Storage().read_table(str(out / "metrics.parquet")).to_pylist()
+    found = {(row["metric"], row["method"], row["perturbation_id"]): row for row in rows}
+    row = found["profile_correlation", "simulated", "large"]
+    assert (row["n_real"], row["n_generated"]) == (4, 4) and row["extractor"].startswith("cellprofiler@")
+    assert row["value"] > 0.3 and row["mode"] == "image means, real controls of each plate"
+    assert found["cell_count", "conditional", "large"]["n_generated"] == 2
+    table = Storage().read_table(str(out / "profiles.parquet")).to_pandas()
+    counts = table.groupby(["Metadata_source", "Metadata_perturbation_id"]).size()
+    assert counts["real", "large"] == 8 and counts["simulated", "large"] == 4, "the broken one is left out"
+    real = table[table["Metadata_source"] == "real"]
+    assert set(real["Metadata_plate"]) == {f"{name}/{name}" for name in ("p0", "p1")}
+    assert real["Metadata_cell_count"].min() > 0 and real["Nuclei_AreaShape_Area"].notna().all()
+    assert table[table["Metadata_source"] != "real"]["Metadata_plate"].isna().all()
+    assert "What the cells look like" in (out / "report.html").read_text(encoding="utf-8")
+    assert len(Storage().read_table(str(out / "quarantine.parquet"))) == 1, "told once"
+    parts = {path: path.stat().st_mtime_ns for path in (out / "measurements").rglob("*.parquet")}
+    measured = [path for path in parts if path.parent.name != "quarantine"]
+    assert len(measured) == 4, "16 and 8 real images, 6 and 13 of methods"
+    capsys.readouterr()
+    run_evaluate(run_of(values, "evaluation.profiles.normalise_by=null"))
+    assert parts == {path: path.stat().st_mtime_ns for path in (out / "measurements").rglob("*.parquet")}
+    assert "profiles  " not in capsys.readouterr().out
+
+    config = resolve(run_of(values, "evaluation.cells={size: 24}"))
+    sites = read_sites(config)
+    cells = cell_finder(config, sites)
+    assert cells is not None and cells.mode.startswith("cells-24px-")
+    storage = Storage()
+    extractor = load_extractor(config.evaluation.extractor, storage=storage)
+    stored = feature_parts(config, storage, extractor, cells, str(out))
+    chosen = [row for row in real_rows(config, sites, ["large"], 8) if row.origin == "real"]
+    cut = measure_features(stored, chosen, cells)["real"]
+    of_codec = [replace(row, origin="codec") for row in chosen]
+    coded = measure_features(stored, of_codec, cells, codec_of=config)["codec"]
+    assert len(cut.items) > 8 and list(cut.items) == list(coded.items), "row by row, at the same places"
+    assert not np.array_equal(cut.features, coded.features)
+    (tmp_path / "black.png").write_bytes(encode_png(np.zeros((3, 96, 96), np.uint8)))
+    black = ImageRow("black", "large", "", "black.png", "file", {"uri": str(tmp_path / "black.png")})
+    assert measure_features(stored, [black], cells)["black"].of("large").shape == (0, extractor.width)
+    first = Storage().read_bytes(chosen[0].row["channel_uris"][0])
+    crops = cells.cut(decode_png(first), cells.places(decode_png(first)))
+    mine = [item.startswith(f"{chosen[0].item}#") for item in cut.items]
+    np.testing.assert_allclose(cut.features[mine], extractor(crops), rtol=1e-4, atol=1e-4)
+
+
+def test_segmentation_must_fit_the_images(tmp_path: Path, codec_folder: Path) -> None:
+    images = make_images(tmp_path / "images", count=4)
+    values: dict[str, Any] = settings(tmp_path / "run", images, codec_folder)
+    with pytest.raises(ConfigError, match="profiles and cells need segmentation"):
+        run_of(values | {"evaluation": {"profiles": {}}})
+    cases = {
+        "no channels \\['dna'\\], the run's images have red, green, blue": {
+            "nuclei": "dna",
+            "nucleus_diameter_px": 9,
+        },
+        "evaluation.segmentation.radius: unknown key": {"nuclei": "blue", "radius": 9},
+        "the pixel size of the run's images is unknown": {"nuclei": "blue", "nucleus_diameter_um": 9},
+    }
+    sites = pa.table({"pixel_size_um": pa.array([None], pa.float64())})
+    for message, given in cases.items():
+        section = {"segmentation": {"cell_body": ["red"], **given}, "cells": {"size": 8}}
+        config = resolve(run_of(values | {"evaluation": section}))
+        with pytest.raises(ConfigError, match=message):
+            cell_finder(config, sites)
+    section = {"segmentation": {"nuclei": "blue", "cell_body": ["red"], "nucleus_diameter_um": 9}}
+    config = resolve(run_of(values | {"evaluation": section | {"cells": {"size": 8}}}))
+    found = cell_finder(config, pa.table({"pixel_size_um": [0.5, 0.5]}))
+    assert found is not None and found.options.nucleus_diameter_px == 18
+    config = resolve(run_of(values | {"evaluation": section | {"cells": {"size": 17}}}))
+    with pytest.raises(ConfigError, match="found 17 pixels, the run's images have 16"):
+        cell_finder(config, sites)
 
 
 def test_too_few_images_are_told_and_no_image_is_an_error(

@@ -37,7 +37,8 @@ from morphoray.evaluation.features import Images, load_extractor
 from morphoray.evaluation.networks import WIDTH
 from morphoray.pipelines.cluster import connected, use_threads
 from morphoray.pipelines.encode import read_plan, site_images
-from morphoray.pipelines.features import FeatureStore, ImageRow
+from morphoray.pipelines.features import measure_features
+from morphoray.pipelines.image_parts import ImageParts, ImageRow
 from morphoray.pipelines.layout import dataset_of, storage_from
 from morphoray.pipelines.sites import read_sites
 
@@ -70,7 +71,7 @@ def measure(folder: Path, parts: int, sites_per_part: int, repeats: int) -> Figu
 
     def pipeline() -> float:
         out = folder / f"features-{len(timed.start_s)}"
-        return timed.rate(lambda: feature_store(config, out).measure(rows), out, "*.parquet")
+        return timed.rate(lambda: measure_features(feature_parts(config, out), rows), out, "*.parquet")
 
     bare()
     with connected():
@@ -93,10 +94,11 @@ def image_rows(config: RunConfig) -> list[ImageRow]:
     ]
 
 
-def feature_store(config: RunConfig, out: Path) -> FeatureStore:
-    """An empty store of the run's extractor."""
-    storage, sites = storage_from(config.storage), dataset_of(config)[2]
-    return FeatureStore(storage, str(out), config.evaluation, sites, read_plan(config), "benchmark")
+def feature_parts(config: RunConfig, out: Path) -> ImageParts:
+    """Empty parts of the run's extractor."""
+    settings, storage, sites = config.evaluation, storage_from(config.storage), dataset_of(config)[2]
+    size, plan = settings.features_per_part, read_plan(config)
+    return ImageParts("features", storage, str(out), settings, size, sites, plan, "benchmark")
 
 
 def _images_in_memory(config: RunConfig, sites: int) -> Images:
@@ -123,7 +125,7 @@ def measure_watched(uri: str) -> None:
     """The work of a watched process: every feature of a run, held at the end as an evaluation holds them."""
     config = parse(Path(uri).read_text(), uri)
     with connected():
-        tables = feature_store(config, Path(uri).parent / "features").measure(image_rows(config))
+        tables = measure_features(feature_parts(config, Path(uri).parent / "features"), image_rows(config))
     print(f"{tables['real'].features.nbytes} bytes of features")
 
 

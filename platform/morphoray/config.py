@@ -239,6 +239,24 @@ class MethodConfig(Section):
         return self
 
 
+class ProfilesConfig(Section):
+    """Cells measured as CellProfiler does, and what follows from their profiles."""
+
+    n: int = Field(50, ge=2)  # most images a perturbation, of real ones and of every method's
+    controls: int = Field(16, ge=2)  # real control images of each group, beside those among the n
+    normalise_by: Literal["plate", "experiment"] | None = "plate"  # group of real images; None: one group
+    families: tuple[str, ...] | None = None  # of measurements; None: measurements.DEFAULT_FAMILIES
+    umap: bool = True  # its map beside the principal components; importing it takes some ten seconds
+    images_per_part: int = Field(16, ge=1)
+
+
+class CellsConfig(Section):
+    """Crops of single cells, which are compared instead of whole images."""
+
+    size: int = Field(ge=8)  # side in pixels of the image
+    images: int = Field(100, ge=1)  # most images a perturbation that cells are cut from; twice of real ones
+
+
 class EvaluationConfig(Section):
     """How generated images are compared with real ones."""
 
@@ -247,11 +265,20 @@ class EvaluationConfig(Section):
     experiments: tuple[str, ...] | None = None  # the real images'; None: those that were trained on
     methods: dict[str, MethodConfig] = {}  # compared with this run's own model, which is `conditional`
     repeats: int = Field(10, ge=1)  # random draws that a distance is the mean of
+    segmentation: dict[str, Any] | None = None  # segmentation.SegmentationOptions; for profiles and cells
+    profiles: ProfilesConfig | None = None
+    cells: CellsConfig | None = None
     features_per_part: int = Field(256, ge=1)
     num_actors: int = Field(1, ge=1)
     gpus_per_actor: float = Field(0, ge=0)
     cpus_per_actor: float = Field(1, gt=0)
     out: str | None = None  # None: <run_dir>/evaluation
+
+    @model_validator(mode="after")
+    def _cells_are_found(self) -> "EvaluationConfig":
+        if (self.profiles or self.cells) and self.segmentation is None:
+            raise ValueError("profiles and cells need segmentation: which channels, and a nucleus's diameter")
+        return self
 
 
 class ScreenConfig(Section):

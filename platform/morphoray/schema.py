@@ -120,6 +120,21 @@ def features_schema(width: int) -> pa.Schema:
     )
 
 
+def measurements_schema(width: int) -> pa.Schema:
+    """MEASUREMENTS: means over an image's cells of this many measurements, NaN where none is known."""
+    return pa.schema(
+        [
+            pa.field("origin", pa.string(), nullable=False),
+            pa.field("perturbation_id", pa.string(), nullable=False),
+            pa.field("experiment", pa.string(), nullable=False),
+            pa.field("item", pa.string(), nullable=False),
+            pa.field("cell_count", pa.int32(), nullable=False),
+            pa.field("nucleus_count", pa.int32(), nullable=False),
+            pa.field("measurements", pa.list_(pa.float64(), width), nullable=False),
+        ]
+    )
+
+
 def stamp(table: pa.Table, made_by: str) -> pa.Table:
     """The table with its schema version and the fingerprint of what made it in its metadata."""
     return table.replace_schema_metadata({"morphoray_version": VERSION, "morphoray_fingerprint": made_by})

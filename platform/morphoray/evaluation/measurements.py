@@ -79,6 +79,13 @@ def image_means(cells: pd.DataFrame, segmentation: Segmentation, metadata: Mappi
     return pd.concat([pd.DataFrame(head), means], axis=1)
 
 
+def feature_names(channels: Sequence[str], families: Sequence[str] = DEFAULT_FAMILIES) -> list[str]:
+    """The names of the features that `measure` gives of such images, in its order."""
+    nothing = np.zeros((1, 1), np.int32)
+    blank = np.zeros((len(channels), 1, 1), np.uint8)
+    return feature_columns(measure(blank, channels, Segmentation(nothing, nothing, nothing, 0), {}, families))
+
+
 def feature_columns(table: pd.DataFrame) -> list[str]:
     """The table's columns that are features: those that begin with a compartment."""
     return [name for name in table.columns if name.startswith(tuple(f"{part}_" for part in COMPARTMENTS))]

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from morphoray.evaluation import charts
 from morphoray.evaluation.comparisons import COMPARISON_HEAD, comparison_cells, comparisons
+from morphoray.evaluation.profile_section import profile_html
 from morphoray.evaluation.results import (
     CODEC,
     FRECHET,
@@ -60,6 +61,7 @@ def render(data: ReportData) -> str:
         ),
         compared=_compared(data),
         ranks=_ranks(data),
+        profiles=profile_html(data),
         dots=charts.dot_plot(rows, METRICS[FRECHET].label, "Unseen in training"),
         montages="".join(_montage(data, result) for result in data.perturbations),
         outlook=escape(data.facts.outlook),

@@ -57,12 +57,13 @@ def agreement(
     whole = spearman(_median(real), _median(generated)) if len(real) and len(generated) else np.nan
     if n < 2:
         return Agreement(perturbation_id, whole, unknown, unknown, n, len(real), len(generated))
-    within, between = np.empty(splits), np.empty(splits)
-    for split in range(splits):
+    medians: list[tuple[Float64, Float64, Float64]] = []
+    for _ in range(splits):
         order = generator.permutation(len(real))
-        first, second = (_median(real[part]) for part in (order[:n], order[n : 2 * n]))
-        drawn = _median(generated[generator.permutation(len(generated))[:n]])
-        within[split], between[split] = spearman(first, second), spearman(first, drawn)
+        drawn = generator.permutation(len(generated))[:n]
+        medians.append((_median(real[order[:n]]), _median(real[order[n : 2 * n]]), _median(generated[drawn])))
+    first, second, ours = (np.stack(each) for each in zip(*medians, strict=True))
+    within, between = _spearman_rows(first, second), _spearman_rows(first, ours)
     return Agreement(
         perturbation_id, whole, _interval(within), _interval(between), n, len(real), len(generated)
     )
@@ -88,11 +89,19 @@ def agreements(
 
 def spearman(first: Float64, second: Float64) -> float:
     """Spearman's rank correlation of two profiles (d,); NaN when one is constant or d < 2."""
+    return float(_spearman_rows(first[None], second[None])[0])
+
+
+def _spearman_rows(first: Float64, second: Float64) -> Float64:
+    """`spearman` of every row of (N, d) with the same row of the other."""
     from scipy import stats
 
-    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
-        return float("nan")
-    return float(stats.spearmanr(first, second).statistic)
+    ranks = [stats.rankdata(side, axis=1) - (side.shape[1] + 1) / 2 for side in (first, second)]
+    lengths = [np.sqrt((rank**2).sum(axis=1)) for rank in ranks]
+    scale = lengths[0] * lengths[1]
+    return np.asarray(
+        np.where(scale > 0, (ranks[0] * ranks[1]).sum(axis=1) / np.where(scale > 0, scale, 1), np.nan)
+    )
 
 
 def _median(profiles: Float64) -> Float64:

@@ -76,7 +76,7 @@ def normalise(
         fitted_on = reference if name is None else reference & rows
         if rows.any():
             result.loc[rows, features] = _scaled(profiles, features, rows, fitted_on, method)
-    return result
+    return result.copy()  # one block of memory again, after a column at a time
 
 
 def _scaled(

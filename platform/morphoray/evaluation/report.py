@@ -5,10 +5,13 @@ from collections.abc import Sequence
 from html import escape
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.csv
 
 from morphoray.evaluation.comparisons import COMPARISON_HEAD, comparison_cells, comparisons
 from morphoray.evaluation.page import SHOWN, render
+from morphoray.evaluation.profile_results import profile_metrics
+from morphoray.evaluation.profile_section import profile_markdown
 from morphoray.evaluation.results import (
     FRECHET,
     METRICS,
@@ -32,6 +35,8 @@ __all__ = ["PerturbationResult", "ReportData", "RunFacts", "write_report"]
 def write_report(data: ReportData, out_uri: str, storage: Storage) -> str:
     """Write the report's five files below out_uri; returns the URI of report.html, which is written last."""
     table = metrics_table(data)
+    if data.profiles:
+        table = pa.concat_tables([table, profile_metrics(data.profiles, data.experiment, data.seed)])
     storage.write_table(join(out_uri, "metrics.parquet"), table)
     buffer = io.BytesIO()
     pyarrow.csv.write_csv(table, buffer)
@@ -71,6 +76,7 @@ def markdown(data: ReportData) -> str:
     if compared := comparisons(data):
         cells = [comparison_cells(data, row) for row in compared]
         parts.append("## The first model against the others\n\n" + _table(COMPARISON_HEAD, cells))
+    parts += profile_markdown(data, _table, _cell)
     parts.append("## Run\n\n" + _table(("fact", "value"), rows))
     if facts.outlook:
         parts.append(_cell(facts.outlook))

@@ -12,6 +12,7 @@ from morphoray import schema
 from morphoray.errors import DataError
 from morphoray.evaluation.distances import CODEC, FLOOR, Distance
 from morphoray.evaluation.measures import CONTROL, FRECHET, KID, OTHER, TRAINED
+from morphoray.evaluation.profile_results import ProfileResults
 
 Images = npt.NDArray[np.uint8]
 
@@ -110,6 +111,7 @@ class ReportData:
     compared with. losses: model → its (step, loss) points. extractor, weights_hash, mode: of the Extractor.
     made_by: the fingerprint of the run. data_statement: a sentence on where the data come from ('simulated').
     notes: further caveats, a sentence or two each. excluded: perturbation → why it was not measured.
+    profiles: what the cells' measurements tell, where they were made.
     """
 
     title: str
@@ -126,6 +128,7 @@ class ReportData:
     notes: Sequence[str] = ()
     models: Sequence[str] = (CONDITIONAL, UNCONDITIONAL)
     excluded: Mapping[str, str] = field(default_factory=dict)
+    profiles: ProfileResults | None = None
 
     def mark(self, method: str) -> str:
         """How charts and keys draw a method: a baseline's own name, or model<place>."""

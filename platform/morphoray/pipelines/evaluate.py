@@ -1,8 +1,8 @@
 """The evaluation: any number of methods against real images, METRICS and the report."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,20 +15,24 @@ from morphoray.evaluation.measures import Cohort, Measured, measure
 from morphoray.evaluation.report import write_report
 from morphoray.evaluation.results import CODEC, CONDITIONAL, ReportData, RunFacts
 from morphoray.perturbations.base import Perturbation, from_rows
+from morphoray.pipelines.cells import CellFinder, cell_finder
 from morphoray.pipelines.cluster import connected
 from morphoray.pipelines.codecs import codec_fingerprint
 from morphoray.pipelines.encode import read_plan
-from morphoray.pipelines.features import FeatureStore, FeatureTable, ImageRow
+from morphoray.pipelines.features import FeatureTable, measure_features
+from morphoray.pipelines.image_parts import ImageParts, ImageRow
 from morphoray.pipelines.layout import dataset_of, layout_of, mapping_of, resolve, storage_from
 from morphoray.pipelines.method_images import (
     REAL,
     TRAINING,
     MethodImages,
+    at_most,
     method_images,
     real_rows,
     run_of,
     with_the_datas_names,
 )
+from morphoray.pipelines.profiles import measure_profiles
 from morphoray.pipelines.shown import ShownImages, losses, run_facts, unseen_perturbations
 from morphoray.pipelines.sites import read_sites
 from morphoray.seeds import fingerprint
@@ -48,16 +52,24 @@ def evaluate(
     """Measure this run's model and evaluation.methods against real images; returns the report's URI.
 
     Features are kept under <out>/features, so that the same call goes on, and another metric costs no
-    network. Writes metrics.parquet and .csv, report.html and .md, montage.png and quarantine.parquet.
+    network; what evaluation.profiles measures under <out>/measurements. Writes metrics.parquet and .csv,
+    report.html and .md, montage.png, and where there are any profiles.parquet and quarantine.parquet.
     """
     storage, out = storage_from(config.storage), _out(config)
     own = MethodConfig(run=layout_of(config).of("config.yaml"))
     methods = {CONDITIONAL: own, **config.evaluation.methods}
     sites = read_sites(config)
+    cells = cell_finder(config, sites)
     compared = _compared(config, methods, from_rows(sites), out)
     extractor = _extractor(config, storage)
-    store = _store(config, storage, extractor, out)
-    rows, measured = _measure(config, compared, sites, store, extractor)
+    parts = feature_parts(config, storage, extractor, cells, out)
+    rows, measured, notes = _measure(config, compared, sites, parts, extractor, cells)
+    profiles = None
+    if config.evaluation.profiles:
+        names = [item.perturbation_id for item in compared.shared]
+        profiles = measure_profiles(config, config.evaluation.profiles, compared.methods, names, sites, out)
+        storage.write_table(join(out, "profiles.parquet"), profiles.table)
+    unread = [*parts.quarantine, *(profiles.quarantine if profiles else ())]
     shown = ShownImages(config, rows, list(methods), unseen_perturbations(sites))
     curves = {name: run for name, method in methods.items() if (run := run_of(config, method))}
     data = ReportData(
@@ -72,13 +84,14 @@ def evaluate(
         losses={name: losses(run) for name, run in curves.items()},
         extractor=extractor.name,
         weights_hash=extractor.weights_hash,
-        mode=extractor.mode,
+        mode=f"{extractor.mode}+{cells.mode}" if cells else extractor.mode,
         seed=config.seed,
-        made_by=store.made_by,
+        made_by=parts.made_by,
         data_statement=statement or _statement(config),
-        notes=[*compared.notes, *_write_quarantine(store, out)],
+        notes=[*compared.notes, *notes, *_write_quarantine(storage, unread, parts.made_by, out)],
         models=list(methods),
         excluded=measured.excluded,
+        profiles=profiles.results if profiles else None,
     )
     return write_report(data, out, storage)
 
@@ -115,33 +128,57 @@ def _compared(
 
 
 def _measure(
-    config: RunConfig, compared: Compared, sites: pa.Table, store: FeatureStore, extractor: Extractor
-) -> tuple[list[ImageRow], Measured]:
-    """The images that were measured, and every metric. Raises DataError when none could be."""
+    config: RunConfig,
+    compared: Compared,
+    sites: pa.Table,
+    parts: ImageParts,
+    extractor: Extractor,
+    cells: CellFinder | None,
+) -> tuple[list[ImageRow], Measured, list[str]]:
+    """The images that were measured, every metric, and notes. Raises DataError when none could be."""
     settings = config.evaluation
     names = [item.perturbation_id for item in compared.shared]
-    rows = real_rows(config, sites, list(dict.fromkeys([*names, *compared.controls])))
-    rows += [row for method in compared.methods for row in _at_most(method.rows, 2 * settings.n)]
-    tables = store.measure(rows)
+    most = 2 * (settings.cells.images if settings.cells else settings.n)
+    rows = real_rows(config, sites, list(dict.fromkeys([*names, *compared.controls])), most)
+    rows += [row for method in compared.methods for row in at_most(method.rows, most)]
+    tables = measure_features(parts, rows, cells)
     codec = [replace(row, origin=CODEC) for row in rows if row.origin == REAL]
-    tables |= store.measure(codec, codec_of=config)
+    tables |= measure_features(parts, codec, cells, codec_of=config)
     cohorts = [_cohort(config, item, tables, compared) for item in compared.shared]
     columns = extractor.columns() if isinstance(extractor, ChannelExtractor) else {}
     measured = measure(cohorts, settings.n, settings.repeats, config.seed, columns)
     if not measured.distances:
         reasons = [f"  {name}: {reason}" for name, reason in measured.excluded.items()]
         raise DataError("\n".join(["evaluate: no perturbation can be measured:", *reasons[:5]]))
-    return rows, measured
+    return rows, measured, _cells_note(cells, rows, tables) if cells else []
 
 
-def _write_quarantine(store: FeatureStore, out: str) -> list[str]:
-    """Write the images that could not be read, and a note of them; neither if there are none."""
-    if not store.quarantine:
+def _cells_note(cells: CellFinder, rows: Sequence[ImageRow], tables: Mapping[str, FeatureTable]) -> list[str]:
+    """How many cells were cut from how many images of each origin."""
+    told = []
+    for origin in dict.fromkeys(row.origin for row in rows):
+        asked = sum(row.origin == origin for row in rows)
+        items = list(tables[origin].items)
+        with_cells = len({item.rpartition("#")[0] for item in items})
+        told.append(f"{origin} {len(items)} cells of {with_cells} of {asked} images")
+    return [
+        f"All distances compare crops of {cells.size} × {cells.size} pixels around single nuclei, found in "
+        "real and generated images alike, instead of whole images; cells of one image are not independent. "
+        f"Cut out: {'; '.join(told)}."
+    ]
+
+
+def _write_quarantine(
+    storage: Storage, unread: Sequence[Mapping[str, Any]], made_by: str, out: str
+) -> list[str]:
+    """Write the images that could not be read, each once, and a note of them; neither if there are none."""
+    rows = list({(row["item"], row["uri"]): dict(row) for row in unread}.values())
+    if not rows:
         return []
     where = join(out, "quarantine.parquet")
-    table = pa.Table.from_pylist(store.quarantine, schema=schema.QUARANTINE)
-    store.storage.write_table(where, schema.stamp(table, store.made_by))
-    return [f"{len(store.quarantine)} images could not be read and are left out, see {where}."]
+    table = pa.Table.from_pylist(rows, schema=schema.QUARANTINE)
+    storage.write_table(where, schema.stamp(table, made_by))
+    return [f"{len(rows)} images could not be read and are left out, see {where}."]
 
 
 def run_evaluate(config: RunConfig, address: str | None = None) -> str:
@@ -165,23 +202,15 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
 
 
-def _at_most(rows: Sequence[ImageRow], most: int) -> list[ImageRow]:
-    """The first `most` rows of each perturbation."""
-    seen: Counter[str] = Counter()
-    kept = []
-    for row in rows:
-        seen[row.perturbation_id] += 1
-        if seen[row.perturbation_id] <= most:
-            kept.append(row)
-    return kept
-
-
 def _extractor(config: RunConfig, storage: Storage) -> Extractor:
     channels = mapping_of(config).outputs
     return load_extractor(config.evaluation.extractor, storage=storage, channels=channels)
 
 
-def _store(config: RunConfig, storage: Storage, extractor: Extractor, out: str) -> FeatureStore:
+def feature_parts(
+    config: RunConfig, storage: Storage, extractor: Extractor, cells: CellFinder | None, out: str
+) -> ImageParts:
+    """Where the features of this extractor lie below `out`, of whole images or of crops of their cells."""
     made_by = fingerprint(
         [
             extractor.name,
@@ -190,12 +219,15 @@ def _store(config: RunConfig, storage: Storage, extractor: Extractor, out: str) 
             config.image.model_dump(mode="json"),
             codec_fingerprint(config),
             config.seed,
+            *([cells.settings()] if cells else []),
         ]
     )
-    return FeatureStore(
+    return ImageParts(
+        "features",
         storage,
         join(out, "features", made_by),
         config.evaluation,
+        config.evaluation.features_per_part,
         dataset_of(config)[2],
         read_plan(config),
         made_by,

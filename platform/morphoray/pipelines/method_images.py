@@ -15,8 +15,8 @@ from morphoray.errors import ConfigError, DataError
 from morphoray.perturbations.base import Perturbation
 from morphoray.perturbations.table import normalise_id
 from morphoray.pipelines.cluster import generate_resources, preflight
-from morphoray.pipelines.features import ImageRow
 from morphoray.pipelines.generate import generate_images, known_perturbations, read_manifest
+from morphoray.pipelines.image_parts import ImageRow
 from morphoray.pipelines.layout import layout_of, resolve, storage_from
 from morphoray.seeds import numpy_generator
 from morphoray.storage import Storage, absolute, join
@@ -94,11 +94,8 @@ def _file_rows(storage: Storage, name: str, uri: str) -> Iterator[ImageRow]:
             yield ImageRow(name, folder.rpartition("/")[2], "", below, "file", {"uri": file})
 
 
-def real_rows(config: RunConfig, sites: pa.Table, names: Sequence[str]) -> list[ImageRow]:
-    """Sites of the perturbations for REAL (evaluation.experiments) and TRAINING (those trained on).
-
-    Of each perturbation twice evaluation.n images, drawn over its sites by the run's seed.
-    """
+def evaluated_sites(config: RunConfig, sites: pa.Table) -> pa.Table:
+    """SITES of evaluation.experiments, or of those trained on. Raises ConfigError for unknown ones."""
     chosen = config.evaluation.experiments
     known = set(sites["experiment"].unique().to_pylist())
     absent = sorted(set(chosen or ()) - known)
@@ -106,21 +103,53 @@ def real_rows(config: RunConfig, sites: pa.Table, names: Sequence[str]) -> list[
         raise ConfigError(
             f"evaluation.experiments: found {absent}, the data have {', '.join(sorted(known))}."
         )
-    trained = sites.filter(pc.equal(sites["split"], TRAIN))
-    seen = trained["experiment"].unique().to_pylist()
-    real = sites.filter(pc.is_in(sites["experiment"], pa.array(chosen or seen, pa.string())))
+    seen = _trained(sites)["experiment"].unique().to_pylist()
+    return sites.filter(pc.is_in(sites["experiment"], pa.array(chosen or seen, pa.string())))
+
+
+def _trained(sites: pa.Table) -> pa.Table:
+    return sites.filter(pc.equal(sites["split"], TRAIN))
+
+
+def real_rows(config: RunConfig, sites: pa.Table, names: Sequence[str], images: int) -> list[ImageRow]:
+    """Sites of the perturbations for REAL (evaluation.experiments) and TRAINING (those trained on).
+
+    Of each perturbation so many images, drawn over its sites by the run's seed.
+    """
+    return [
+        row
+        for origin, table in ((REAL, evaluated_sites(config, sites)), (TRAINING, _trained(sites)))
+        for row in drawn_rows(config, origin, table, "perturbation_id", names, images)
+    ]
+
+
+def drawn_rows(
+    config: RunConfig, origin: str, sites: pa.Table, column: str, values: Sequence[str], images: int
+) -> list[ImageRow]:
+    """For each value of a column of these sites so many images, drawn by the run's seed."""
     rows = []
-    for origin, table in ((REAL, real), (TRAINING, trained)):
-        ids = np.asarray(table["perturbation_id"].to_pylist(), object)
-        for name in names:
-            where = np.flatnonzero(ids == name)
-            order = numpy_generator(origin, config.seed, name).permutation(len(where))
-            wanted = -(-2 * config.evaluation.n // config.image.crops)
-            picked = table.take(where[order[:wanted]])
-            for site in picked.select([*SITE_COLUMNS, "experiment"]).to_pylist():
-                experiment = site.pop("experiment")
-                rows.append(ImageRow(origin, name, experiment, site["site_id"], "site", site))
+    ids = np.asarray(sites[column].to_pylist(), object)
+    for value in values:
+        where = np.flatnonzero(ids == value)
+        order = numpy_generator(origin, config.seed, value).permutation(len(where))
+        wanted = -(-images // config.image.crops)
+        picked = sites.take(where[order[:wanted]])
+        columns = [*SITE_COLUMNS, "experiment", "perturbation_id"]
+        for site in picked.select(columns).to_pylist():
+            experiment, name = site.pop("experiment"), site.pop("perturbation_id")
+            rows.append(ImageRow(origin, name, experiment, site["site_id"], "site", site))
     return rows
+
+
+def at_most(rows: Sequence[ImageRow], most: int) -> list[ImageRow]:
+    """The first `most` rows of each perturbation."""
+    seen: Counter[str] = Counter()
+    kept = []
+    for row in rows:
+        seen[row.perturbation_id] += 1
+        if seen[row.perturbation_id] <= most:
+            kept.append(row)
+    return kept
 
 
 def with_the_datas_names(

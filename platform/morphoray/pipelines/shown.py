@@ -18,8 +18,8 @@ from morphoray.evaluation.results import CODEC, PerturbationResult, RunFacts
 from morphoray.perturbations.base import Perturbation
 from morphoray.pipelines.codecs import local_bundle_config
 from morphoray.pipelines.encode import read_plan, site_images
-from morphoray.pipelines.features import ImageRow, read_image
 from morphoray.pipelines.generate import read_manifest
+from morphoray.pipelines.image_parts import ImageRow, read_image
 from morphoray.pipelines.layout import dataset_of, layout_of, mapping_of, storage_from
 from morphoray.pipelines.method_images import REAL
 from morphoray.seeds import fingerprint

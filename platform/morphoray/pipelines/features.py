@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from typing import Any
 
@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from morphoray.config import EvaluationConfig, RunConfig
 from morphoray.errors import DataError, MissingObjectError
+from morphoray.imaging.crops import VIEWS
 from morphoray.imaging.intensity import to_uint8
 from morphoray.imaging.png import decode_image, decode_png
 from morphoray.pipelines.cluster import Resources, preflight, use_threads
@@ -32,6 +33,8 @@ class ImageRow:
 
     origin: what it comes from, `real` or a method's name. item: a name that is unique within its origin.
     reader: `site` (reads `row` by a ReadPlan), `file` (an image file) or `images` (a row of an IMAGES part).
+    row: besides what its reader needs, `view` (one of VIEWS) that turns the image, and the `shape` that it
+    must have; without one, that of most images of its part.
     """
 
     origin: str
@@ -58,6 +61,10 @@ class FeatureTable:
             mask &= np.isin(self.experiments, list(experiments))
         found: np.ndarray = self.features[mask]
         return found
+
+    def where(self, mask: np.ndarray) -> "FeatureTable":
+        """The images at which the mask (N,) is true."""
+        return FeatureTable(*(getattr(self, each.name)[mask] for each in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,7 @@ class FeatureStore:
             "cpus": cpus,
             "gpus": gpus,
             "codec_of": codec_of,
+            "storage": self.storage,
         }
         measuring = Stage(FeaturePart, holding, settings.num_actors, cpus, gpus)
         reading = {"plan": self.plan, "storage": self.storage, "source_storage": self.source_storage}
@@ -148,7 +156,9 @@ def read_images_part(item: Item, plan: ReadPlan, storage: Storage, source_storag
     def read(row: dict[str, Any]) -> np.ndarray | str:
         try:
             if row["reader"] == "site":
-                return site_images(row["row"], plan, source_storage)
+                return VIEWS[row["row"].get("view", "identity")](
+                    site_images(row["row"], plan, source_storage)
+                )
             return read_image(row["row"], storage)[None]
         except (DataError, MissingObjectError) as error:
             return str(error)
@@ -156,7 +166,8 @@ def read_images_part(item: Item, plan: ReadPlan, storage: Storage, source_storag
     with ThreadPoolExecutor(READ_THREADS) as pool:
         results = list(pool.map(read, rows))
     sizes = Counter(result.shape[1:] for result in results if not isinstance(result, str))
-    shape = sizes.most_common(1)[0][0] if sizes else (3, 8, 8)
+    shape = sizes.most_common(1)[0][0] if sizes else (len(plan.mapping.outputs), 8, 8)
+    shape = tuple(rows[0]["row"].get("shape", shape))
     bad, images, owners = [], [], []
     for number, (row, result) in enumerate(zip(rows, results, strict=True)):
         if isinstance(result, str):
@@ -215,12 +226,13 @@ class FeaturePart:
         cpus: float,
         gpus: float,
         codec_of: RunConfig | None,
+        storage: Storage,
     ) -> None:
         from morphoray.evaluation.features import load_extractor
 
         use_threads(cpus)
         device = "cuda" if gpus else "cpu"
-        self._extractor = load_extractor(extractor, device, channels=channels)
+        self._extractor = load_extractor(extractor, device, storage, channels)
         self._codec = None
         if codec_of is not None:
             from morphoray.diffusion.bundle import vae_for

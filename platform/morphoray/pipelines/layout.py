@@ -92,10 +92,18 @@ def resolve(config: RunConfig) -> RunConfig:
     for key in ("source", "vae"):  # Ray Train workers have another working directory
         if values["bundle"][key] and values["bundle"][key] != SHIPPED:
             values["bundle"][key] = absolute(values["bundle"][key])
+    for section in ("evaluation", "screen"):  # nor do its actors
+        values[section]["extractor"] = _absolute_extractor(values[section]["extractor"])
     found = find_mapping(config.image.mapping, dataset.channel_names(options), dataset.mapping_name(options))
     if config.image.mapping is None:
         values["image"]["mapping"] = found.name
     return build(RunConfig, values, "")
+
+
+def _absolute_extractor(name: str) -> str:
+    """`<kind>:<URI>` with the URI in a form that means the same everywhere; other names as they are."""
+    kind, colon, uri = name.partition(":")
+    return f"{kind}:{absolute(uri)}" if colon and uri else name
 
 
 def mapping_of(config: RunConfig) -> ChannelMapping:

@@ -244,7 +244,10 @@ class EvaluationConfig(Section):
     n: int = Field(500, ge=2)  # most images a set; every distance uses the same N on both sides
     experiments: tuple[str, ...] | None = None  # the real images'; None: those that were trained on
     methods: dict[str, MethodConfig] = {}  # compared with this run's own model, which is `conditional`
-    repeats: int = Field(10, ge=1)  # random draws that a distance is the mean of
+    repeats: int = Field(10, ge=1)  # random draws that a Fréchet distance is the mean of
+    kid_subset_size: int = Field(100, ge=2)  # images a side of a kernel distance's subset, at most N − 1
+    kid_subsets: int = Field(100, ge=1)  # random subsets that a kernel distance is the mean of
+    protocol: Literal["honest", "paper"] = "honest"  # paper: its distances to padded real images beside ours
     features_per_part: int = Field(256, ge=1)
     num_actors: int = Field(1, ge=1)
     gpus_per_actor: float = Field(0, ge=0)

@@ -23,7 +23,7 @@ from morphoray.pipelines.evaluate import folder_notes, methods_of
 from morphoray.pipelines.features import FeatureTable, ImageRow, read_images_part
 from morphoray.pipelines.layout import resolve
 from morphoray.pipelines.method_images import read_method
-from morphoray.pipelines.reference import Reference, by_batches, finite, limits, real_rows
+from morphoray.pipelines.reference import Reference, by_batches, finite, limits, mixed, real_rows
 from morphoray.pipelines.shown import um_per_pixel
 from morphoray.storage import Storage
 
@@ -105,6 +105,9 @@ def test_experiments_are_classed_by_whether_they_were_trained_on(
     rows = real_rows(config_of(tmp_path, experiments=experiments), DATA, NAMES)
     assert {row.origin for row in rows} == groups
     assert {row.experiment for row in rows if row.origin.startswith("real")} == set(experiments)
+    warned = mixed(config_of(tmp_path, experiments=experiments), DATA)
+    assert len(warned) == (len(experiments) - 1) and mixed(config_of(tmp_path), DATA) == []
+    assert all("trained on (a) with held-out ones (c)" in text for text in warned)
     with pytest.raises(ConfigError, match=r"found \['z'\], the data have a, b, c"):
         by_batches(config_of(tmp_path, experiments=["z"]), DATA)
 

@@ -76,17 +76,19 @@ def markdown(data: ReportData) -> str:
 
 
 def _headline(data: ReportData) -> str:
+    """A table for each metric, a column for each cell."""
     groups = cells(data)
-    metrics = [name for name in METRICS if any(measured(data, name, method) for method in data.methods)]
-    head = ("method", *(f"{METRICS[metric].label}, {cell.label}" for metric in metrics for cell in groups))
-    rows = [
-        (
-            method.label,
-            *(figure(mean(measured(data, metric, key, cell))) for metric in metrics for cell in groups),
-        )
-        for key, method in data.methods.items()
-    ]
-    return _table(head, rows)
+    parts = []
+    for metric in METRICS:
+        rows = [
+            (method.label, *(figure(mean(measured(data, metric, key, cell))) for cell in groups))
+            for key, method in data.methods.items()
+            if measured(data, metric, key)
+        ]
+        if rows:
+            head = ("method", *(cell.label for cell in groups))
+            parts.append(f"{METRICS[metric].label}:\n\n{_table(head, rows)}")
+    return "\n\n".join(parts)
 
 
 def _each(data: ReportData) -> str:

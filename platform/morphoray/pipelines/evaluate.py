@@ -40,6 +40,7 @@ from morphoray.pipelines.reference import (
     Reference,
     finite,
     limits,
+    mixed,
     origin_of,
     real_rows,
 )
@@ -191,6 +192,7 @@ def _measure(
         codec = [replace(row, origin=origin_of(CODEC, batches)) for row in mine]
         tables |= store.measure(codec, codec_of=config)
     tables, notes = finite(tables)
+    notes += mixed(config, sites)
     models = [method.name for method in compared.methods]
     unseen = unseen_perturbations(sites)
     reference = Reference(config, tables, models, compared.shared, compared.controls, unseen)

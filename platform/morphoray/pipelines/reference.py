@@ -49,6 +49,18 @@ def by_batches(config: RunConfig, sites: pa.Table) -> dict[str, pa.Table]:
     return {batches: table for batches, table in groups.items() if len(table)}
 
 
+def mixed(config: RunConfig, sites: pa.Table) -> list[str]:
+    """A warning where evaluation.experiments has batches trained on and held-out ones; else nothing."""
+    groups = by_batches(config, sites)
+    if not config.evaluation.experiments or len(groups) < 2:
+        return []
+    names = [", ".join(sorted(set(table["experiment"].to_pylist()))) for table in groups.values()]
+    return [
+        f"evaluation.experiments mixes batches that were trained on ({names[0]}) with held-out ones "
+        f"({names[1]}): they are measured apart, and only the latter tell how the model does on new batches."
+    ]
+
+
 def real_rows(config: RunConfig, sites: pa.Table, names: Sequence[str]) -> list[ImageRow]:
     """Real images of the perturbations in each group of batches, and what else they are measured with.
 

@@ -11,6 +11,7 @@ from morphoray import schema
 from morphoray.config import RunConfig, build
 from morphoray.datasets.splits import HELD_OUT_BATCH, HELD_OUT_BOTH, HELD_OUT_PERTURBATION, TRAIN
 from morphoray.errors import ConfigError, DataError
+from morphoray.evaluation.measures import Cohort, Sampling, measure
 from morphoray.evaluation.novelty import COSINE, TANIMOTO, novelties
 from morphoray.evaluation.results import HELD_OUT, SEEN
 from morphoray.imaging.channels import find_mapping
@@ -218,6 +219,39 @@ def test_what_keeps_n_low_is_told(tmp_path: Path) -> None:
         "In seen batches N is below evaluation.n = 3 for 1 perturbations, for want of images of conditional.",
     ]
     assert limits(ours.cohorts(SEEN), 2, "seen batches") == []
+
+
+@pytest.mark.parametrize(
+    ("real", "ours", "impa", "n", "subset"),
+    [
+        (40, 20, 20, 12, 5),  # enough: evaluation.n, and the subset asked for
+        (40, 20, 4, 4, 3),  # one method has few images, so all are measured with as many
+        (8, 20, 20, 4, 3),
+        (5, 20, 20, 2, 2),
+        (40, 20, 1, None, None),
+        (40, 0, 20, None, None),
+        (3, 20, 20, None, None),
+    ],
+)
+def test_too_few_images_lower_n_or_leave_the_perturbation_out(
+    real: int, ours: int, impa: int, n: int | None, subset: int | None
+) -> None:
+    rng = np.random.default_rng(2)
+    sets = [rng.normal(size=(count, 6)).astype(np.float32) for count in (real, ours, impa, 7)]
+    cohort = Cohort("p", sets[0], {"ours": sets[1], "impa": sets[2]}, sets[0], padded=sets[3])
+    found = measure([cohort], Sampling(12, 3, kid_subset_size=5, kid_subsets=4))
+    if n is None:
+        counts = f"{real} real images (2 N are needed) and {ours} ours, {impa} impa: enough for N = "
+        assert found.excluded["p"].startswith(counts) and found.distances == {}
+        return
+    frechet, kid = found.distances["p"]["frechet"]["ours"], found.distances["p"]["kid"]["impa"]
+    assert (frechet.n_a, frechet.n_b, frechet.draws) == (n, n, 3)
+    assert (kid.n_a, kid.n_b, kid.draws) == (subset, subset, 4) and found.excluded == {}
+    paper = found.distances["p"]["frechet_paper"]
+    assert {name: (each.n_a, each.n_b) for name, each in paper.items()} == {
+        "ours": (min(ours, 12), 7),
+        "impa": (min(impa, 12), 7),
+    }
 
 
 def picture(path: Path, shape: tuple[int, int, int] = (3, 16, 16)) -> None:

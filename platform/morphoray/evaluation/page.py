@@ -224,7 +224,7 @@ def _of_metric(data: ReportData, metric: str) -> str:
             continue
         best = _best([found[model].value for model in data.models if model in found], metric)
         cells = [f"<td>{escape(result.perturbation_id)}{' (unseen)' if result.unseen else ''}</td>"]
-        cells += [f"<td class=nowrap>{BATCHES[result.batches]}</td>"] if several else []
+        cells += [f"<td>{BATCHES[result.batches].removesuffix(' batches')}</td>"] if several else []
         cells.append(f"<td>{next(iter(found.values())).n_a}</td>")
         for method in methods:
             marked = method in data.models and method in found and found[method].value == best

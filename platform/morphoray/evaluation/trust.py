@@ -105,7 +105,8 @@ def _sentence(data: ReportData, trust: Trust) -> str:
             f"{count} by {trust.kind}: too few, or too equal, to tell whether the error grows with the "
             "distance (3 or more different ones are needed)."
         )
-    figures = f"Spearman's ρ = {figure(found.rho)}, p = {probability(found.p)}, n = {found.n}"
+    p = probability(found.p)
+    figures = f"Spearman's ρ = {figure(found.rho)}, p {p if p[0] == '<' else f'= {p}'}, n = {found.n}"
     model = data.methods[data.models[0]].label
     if found.p >= SIGNIFICANT:
         verdict = "the error shows no clear relation to the distance from training"

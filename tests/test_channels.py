@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from morphoray.config import RunConfig, build
+from morphoray.config import RunConfig
 from morphoray.datasets import find_dataset
 from morphoray.errors import ConfigError, DataError
 from morphoray.imaging.channels import (
@@ -20,6 +20,7 @@ from morphoray.imaging.channels import (
 )
 from morphoray.pipelines.codecs import codec_fingerprint, image_channels
 from morphoray.pipelines.layout import mapping_of, resolve
+from morphoray.sections import build
 
 ROHBAN = ("DNA", "ER", "RNA", "AGP", "Mito")
 SIX = np.arange(6, dtype=np.uint8)[:, None, None] * np.ones((1, 2, 3), np.uint8) * 10

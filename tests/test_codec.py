@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from morphoray.config import BundleConfig, RunConfig, build
+from morphoray.config import BundleConfig, RunConfig
 from morphoray.diffusion.bundle import new_bundle
 from morphoray.diffusion.codec import (
     WEIGHTS,
@@ -39,6 +39,7 @@ from morphoray.imaging.png import encode_png
 from morphoray.pipelines.codec import CodecRun, parse_codec_run, run_codec
 from morphoray.pipelines.layout import resolve
 from morphoray.pipelines.sites import import_sites
+from morphoray.sections import build
 from morphoray.training.codec_data import ImageCrops, SimulatedCrops, draw_bank
 from morphoray.training.codec_loop import CodecTraining, calibrate, train_codec
 

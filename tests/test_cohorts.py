@@ -107,7 +107,7 @@ def test_the_papers_test_and_stars() -> None:
     found = unpaired_difference([1.0, 2.0, 3.0], [5.0, 6.0, 7.0])
     assert found.mean == -4 and found.effect == pytest.approx(-4)
     assert found.p == pytest.approx(0.008049893, rel=1e-5)  # t = −4 / √(2/3), 4 degrees of freedom
-    assert [stars(p) for p in (0.2, 0.04, 0.009, 0.0009, float("nan"))] == ["", "*", "**", "***", ""]
+    assert [stars(p) for p in (0.2, 0.04, 0.009, 0.0009, float("nan"))] == ["", "", "*", "**", ""]
     assert np.isnan(unpaired_difference([1.0], [2.0, 3.0]).p)
 
 

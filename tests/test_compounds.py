@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from morphoray.config import build
 from morphoray.errors import ConfigError, DataError
 from morphoray.perturbations import ENCODERS, concat, find_encoder, rdkit
 from morphoray.perturbations.base import (
@@ -17,6 +16,7 @@ from morphoray.perturbations.base import (
     plain_id,
     takes_molecules,
 )
+from morphoray.sections import build
 from morphoray.storage import Storage
 
 STORAGE = Storage()

@@ -14,7 +14,7 @@ from PIL import Image
 
 import gallery_trees as trees
 from gallery_trees import jump_tree, pilot_tree, rohban_tree, vignette
-from morphoray.config import ImageConfig, build
+from morphoray.config import ImageConfig
 from morphoray.datasets import jump, rohban
 from morphoray.datasets.base import Imported
 from morphoray.datasets.platemaps import well_name
@@ -29,6 +29,7 @@ from morphoray.pipelines.layout import layout_of, resolve
 from morphoray.pipelines.sites import import_sites, read_sites
 from morphoray.pipelines.stream import pack, unpack
 from morphoray.schema import QUARANTINE, SITES
+from morphoray.sections import build
 from morphoray.storage import Storage
 from tinyrun import run_of
 

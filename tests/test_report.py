@@ -16,8 +16,12 @@ from morphoray.errors import DataError
 from morphoray.evaluation import charts
 from morphoray.evaluation.comparisons import compare_models, comparisons
 from morphoray.evaluation.distances import Distance
+from morphoray.evaluation.montage import montage
+from morphoray.evaluation.novelty import COSINE, TANIMOTO, Novelty
+from morphoray.evaluation.page import render
 from morphoray.evaluation.report import PerturbationResult, ReportData, RunFacts, markdown, write_report
-from morphoray.evaluation.results import duration, figure
+from morphoray.evaluation.results import cells, duration, figure, metrics_table
+from morphoray.evaluation.trust import trust_sentences, trusts
 from morphoray.evaluation.words import caveats, summary
 from morphoray.imaging.png import decode_png
 from morphoray.storage import Storage
@@ -162,12 +166,164 @@ def test_files_carry_the_numbers(data: ReportData, tmp_path: Path) -> None:
         "seed": "7",
     }
     sheet = decode_png(storage.read_bytes(f"{out}/montage.png"))
-    assert sheet.shape == (3, 4 * 18 - 2, 17 * 18 - 2)
-    assert np.array_equal(sheet[:, :16, :16], data.perturbations[0].real[0])
+    assert sheet.shape == (3, 22 + 4 * 18 - 2 + 22, 26 * 18 - 2)  # captions, four rows, the scale bars' note
+    assert np.array_equal(sheet[:, 22:38, :16], data.perturbations[0].real[0])
+    assert np.array_equal(
+        sheet[:, 22:38, 9 * 18 : 9 * 18 + 16], data.perturbations[0].images["conditional"][0]
+    )
     text = storage.read_text(f"{out}/report.md")
     assert "| taxol | Microtubule stabilizers |  | 24 | 21.0 | 29.0 | 12.0 | 8.00 |" in text
     # Mean of the conditional model: (20 + 21 + 22 + 25) / 4 = 22, seen (20 + 21 + 22) / 3 = 21, unseen 25.
     assert "| Conditional model | 22.0 | 21.0 | 25.0 |" in text
+
+
+@pytest.fixture
+def grouped(data: ReportData) -> ReportData:
+    """Six seen and five unseen compounds in seen and held-out batches; errors grow with both."""
+    results = []
+    for batches, more in (("seen", 0), ("held_out", 10)):
+        for number in range(11):
+            unseen = number >= 6
+            nearest = Novelty("taxol", (number - 5) / 10, TANIMOTO) if unseen else None
+            ours = 20 + number + more
+            results.append(
+                result(
+                    f"c{number}", ours, ours + 5 + number % 3, batches=batches, unseen=unseen, nearest=nearest
+                )
+            )
+    return dataclasses.replace(data, perturbations=results, notes=[])
+
+
+def test_seen_and_unseen_stand_beside_seen_and_held_out_batches_in_every_table(
+    grouped: ReportData, tmp_path: Path
+) -> None:
+    labels = [
+        "seen in seen batches",
+        "unseen in seen batches",
+        "seen in held-out batches",
+        "unseen in held-out batches",
+    ]
+    assert [cell.label for cell in cells(grouped)] == labels
+    text = markdown(grouped)
+    head, _, first = next(part for part in text.split("\n\n") if "| method |" in part).splitlines()[:3]
+    assert head == f"| method | {' | '.join(labels)} |"
+    # Means of 20 … 25 and of 26 … 30, and of these ten more.
+    assert first.startswith("| Conditional model | 22.5 | 28.0 | 32.5 | 38.0 |")
+    assert "| c9 |  | unseen | held-out batches | 24 | 39.0 |" in text
+    compared = {row.cell.label: row for row in comparisons(grouped) if row.metric == "frechet"}
+    assert [compared[label].paired.n for label in labels] == [6, 5, 6, 5]
+    # Differences 5 + (0, 1, 2, 0, 1, 2) and 5 + (0, 1, 2, 0, 1).
+    assert [compared[label].paired.mean for label in labels] == pytest.approx([-6, -5.8, -6, -5.8])
+    page = Page(Path(write_report(grouped, str(tmp_path), Storage())).read_text(encoding="utf-8"))
+    shown = "".join(page.text)
+    for label in labels:
+        assert shown.count(label) >= 2  # the means and the comparisons
+    assert shown.count("Unseen in training") == 2 + 5  # a chart a group, and a badge each unseen compound
+    rows = metrics_table(grouped).to_pylist()
+    assert {row["experiment"] for row in rows} == {"demo/seen", "demo/held_out"}
+    words = summary(grouped)
+    assert words[0].startswith("Seen batches — Knowing the perturbation helps")
+    assert words[2].startswith("Held-out batches — Knowing")
+
+
+def test_error_against_distance_from_training(grouped: ReportData, tmp_path: Path) -> None:
+    seen, held_out = trusts(grouped)
+    assert (seen.batches, held_out.batches, seen.kind) == ("seen", "held_out", TANIMOTO)
+    assert seen.distances == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5]) and seen.errors == [26, 27, 28, 29, 30]
+    assert (seen.correlation.rho, seen.correlation.n) == (pytest.approx(1), 5)
+    told = trust_sentences(grouped)
+    assert (
+        "the further from what was trained on, the larger the error" in told[0]
+        and "p = 0.0167, n = 5" in told[0]
+    )
+    page = Path(write_report(grouped, str(tmp_path), Storage())).read_text(encoding="utf-8")
+    text = "".join(Page(page).text)
+    assert "Where can the model be trusted?" in text and "c9: 39.0 at 0.40" in text
+    assert "| c6 | held-out batches | taxol | 0.10 (1 − Tanimoto) | 36.0 | 8.00 |" in markdown(grouped)
+
+
+@pytest.mark.parametrize(
+    ("distances", "word"),
+    [
+        ([None, None], "2 unseen perturbations have no distance to training"),
+        ([0.5], "too few, or too equal"),
+        ([0.5, 0.5, 0.5], "too few, or too equal"),
+        ([0.1, 0.4, 0.3, 0.2], "no clear relation"),
+    ],
+)
+def test_too_few_distances_are_told(data: ReportData, distances: list[float | None], word: str) -> None:
+    results = [
+        result(
+            f"c{number}",
+            20 + number % 2,
+            30,
+            unseen=True,
+            nearest=None if distance is None else Novelty("taxol", distance, COSINE),
+        )
+        for number, distance in enumerate(distances)
+    ]
+    few = dataclasses.replace(data, perturbations=results)
+    assert word in trust_sentences(few)[0]
+    assert word in "".join(Page(render(few)).text) and word in markdown(few)
+
+
+def test_the_papers_table_in_its_form(data: ReportData) -> None:
+    assert "In the paper's form" not in markdown(data)
+    values = {
+        "conditional": (100, 110, 105, 108),
+        "unconditional": (140, 152, 149, 160),
+        "IMPA": (300, 200, 400, 100),
+    }
+    results = [
+        result(
+            f"c{number}",
+            20,
+            30,
+            distances={
+                "frechet": {name: Distance(20, 24, 24) for name in values},
+                "frechet_paper": {name: Distance(found[number], 500, 500) for name, found in values.items()},
+                "kid_paper": {name: Distance(0.05, 500, 500) for name in values},
+            },
+        )
+        for number in range(4)
+    ]
+    paper = dataclasses.replace(data, perturbations=results, models=tuple(values))
+    # Welch's test of 100, 110, 105, 108 and 140, 152, 149, 160: t = −9.27, p = 0.0005; 0.05 and 0.05: none.
+    assert r"| demo | Conditional model | 500 | **1.06\*\*** | 0.0500 |" in markdown(paper)
+    assert "| demo | Unconditional model | 500 | 1.50 | 0.0500 |" in markdown(paper)
+    html = render(paper)
+    assert "<b>1.06**</b>" in html and "In the paper&#x27;s form" in html
+    assert any("the paper's way, not ours" in text for text in caveats(paper))
+
+
+def test_scale_bars_where_a_pixels_size_is_known(data: ReportData, tmp_path: Path) -> None:
+    known = [
+        dataclasses.replace(each, um_per_pixel=0.65, real=images(1, size=64)) for each in data.perturbations
+    ]
+    bars = dataclasses.replace(data, perturbations=known)
+    # 64 pixels are 41.6 µm; two fifths of them are 16.6, so the bar is 10 µm: 15.4 pixels, a 24.04 % of 64.
+    page = render(bars)
+    assert "Scale bar: 10 µm." in page and 'style="width:24.04%"' in page
+    assert page.count('class="bar"') == len(known)
+    sheet = decode_png(montage(bars))
+    first = sheet[:, 22 : 22 + 64, :64]
+    bar = (first != known[0].real[0]).any(0)
+    assert (first[:, bar] == 255).all(0).sum() >= 15 and bar[:32].sum() == 0
+    page = render(data)
+    assert "No scale bars: the data don&#x27;t tell" in page and 'class="bar"' not in page
+    assert any("pixel_size_um" in text for text in caveats(data))
+
+
+def test_kernel_distances_have_their_interval(data: ReportData) -> None:
+    kid = {"conditional": Distance(0.02, 20, 20, 0.01, 100, 0.001, 0.039), "floor": Distance(0.0, 20, 20)}
+    shown = [
+        dataclasses.replace(each, distances={**each.distances, "kid": kid}) for each in data.perturbations
+    ]
+    with_interval = dataclasses.replace(data, perturbations=shown)
+    assert "0.0010 to 0.0390" in render(with_interval)
+    rows = {row["metric"]: row["value"] for row in metrics_table(with_interval).to_pylist()}
+    assert (rows["kid_low"], rows["kid_high"]) == (0.001, 0.039) and "frechet_low" not in rows
+    assert any("mean over 100 random subsets of 20 images" in text for text in caveats(with_interval))
 
 
 def test_same_data_give_the_same_bytes(data: ReportData, tmp_path: Path) -> None:
@@ -197,7 +353,7 @@ def test_models_are_compared_pair_by_pair_and_as_the_paper_does(data: ReportData
     assert first.paired.p <= first.adjusted < 0.1
     assert first.paper.p == pytest.approx(0.0243, abs=1e-4)
     assert "| Fréchet distance | Unconditional model | −7.00 |" in markdown(data)
-    assert "0.0243 *" in markdown(data)
+    assert "0.0243 |" in markdown(data)
 
 
 def test_any_number_of_methods_and_baselines_make_a_report(data: ReportData, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from morphoray.config import build
 from morphoray.datasets import DATASETS, splits
 from morphoray.datasets.base import Rejected, imported, select, sites_table
 from morphoray.datasets.files import missing_files
@@ -19,6 +18,7 @@ from morphoray.datasets.summary import warnings
 from morphoray.errors import ConfigError, DataError
 from morphoray.perturbations.rdkit import scaffolds
 from morphoray.schema import SITES
+from morphoray.sections import build
 from morphoray.storage import Storage
 
 STORAGE = Storage()

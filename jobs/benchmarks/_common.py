@@ -19,10 +19,11 @@ import psutil
 import pyarrow as pa
 
 from morphoray import schema
-from morphoray.config import RunConfig, build
+from morphoray.config import RunConfig
 from morphoray.pipelines.layout import layout_of, resolve, storage_from
 from morphoray.pipelines.run import save_config
 from morphoray.pipelines.sites import import_sites, read_sites
+from morphoray.sections import build
 
 Rates = dict[str, list[float]]
 COMPOUNDS = ("lovastatin", "diazepam", "caffeine")

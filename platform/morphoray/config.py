@@ -1,20 +1,13 @@
 """One run is one frozen, typed, complete configuration, read from a YAML file."""
 
-import reprlib
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from morphoray.errors import ConfigError
+from morphoray.sections import Section, build, read_values
 from morphoray.seeds import fingerprint
-
-
-class Section(BaseModel):
-    """A part of the configuration: immutable, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 class StorageConfig(Section):
@@ -263,8 +256,11 @@ class EvaluationConfig(Section):
     extractor: str = "efficientnet_lite0"
     n: int = Field(500, ge=2)  # most images a set; every distance uses the same N on both sides
     experiments: tuple[str, ...] | None = None  # the real images'; None: those that were trained on
-    methods: dict[str, MethodConfig] = {}  # compared with this run's own model, which is `conditional`
-    repeats: int = Field(10, ge=1)  # random draws that a distance is the mean of
+    methods: dict[str, MethodConfig] = Field({})  # compared with this run's own model, which is `conditional`
+    repeats: int = Field(10, ge=1)  # random draws that a Fréchet distance is the mean of
+    kid_subset_size: int = Field(100, ge=2)  # images a side of a kernel distance's subset, at most N − 1
+    kid_subsets: int = Field(100, ge=1)  # random subsets that a kernel distance is the mean of
+    protocol: Literal["honest", "paper"] = "honest"  # paper: its distances to padded real images beside ours
     segmentation: dict[str, Any] | None = None  # segmentation.SegmentationOptions; for profiles and cells
     profiles: ProfilesConfig | None = None
     cells: CellsConfig | None = None
@@ -320,107 +316,6 @@ class RunConfig(Section):
     def to_yaml(self) -> str:
         """The complete configuration, defaults included."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
-
-
-M = TypeVar("M", bound=BaseModel)
-
-
-def build(model: type[M], values: Mapping[str, Any], where: str) -> M:
-    """Validate `values` as `model`; ConfigError lists every wrong key, and the known ones for an unknown."""
-    try:
-        return model.model_validate(dict(values))
-    except ValidationError as error:
-        raise ConfigError("\n".join(_explain(model, where, item) for item in error.errors())) from None
-
-
-def _explain(model: type[BaseModel], where: str, item: Any) -> str:
-    path = [str(part) for part in item["loc"]]
-    key = ".".join([part for part in [where, *path] if part])
-    if item["type"] == "extra_forbidden":
-        known = ", ".join(sorted(_fields_at(model, path[:-1])))
-        return f"{key}: unknown key, found {_shown(item['input'])}. Known keys here: {known}."
-    if item["type"] == "missing":
-        return f"{key}: missing. Add it to the configuration, or pass --set {key}=VALUE."
-    found = "" if isinstance(item["input"], dict) else f", found {_shown(item['input'])}"
-    return f"{key}: {item['msg'].removeprefix('Value error, ')}{found}."
-
-
-def _shown(value: Any) -> str:
-    """A value's repr, cut where it is long: what YAML's aliases nest has no end."""
-    short = reprlib.Repr()
-    short.maxlevel, short.maxlist, short.maxdict = 3, 20, 10
-    short.maxstring = short.maxother = 200
-    return short.repr(value)
-
-
-def _fields_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
-    for part in path:
-        field = model.model_fields.get(part)
-        nested = (
-            [
-                kind
-                for kind in (getattr(field.annotation, "__args__", None) or (field.annotation,))
-                if isinstance(kind, type) and issubclass(kind, BaseModel)
-            ]
-            if field
-            else []
-        )
-        if not nested:
-            return []
-        model = nested[0]
-    return list(model.model_fields)
-
-
-def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """`values` with every `a.b=c` applied; c is read as YAML, so 3, true, null and [a, b] are typed."""
-    for override in overrides:
-        path, separator, text = override.partition("=")
-        if not separator or not path:
-            raise ConfigError(f"--set {override}: expected a.b=c, for one training.max_steps=500.")
-        target = values
-        *parents, last = path.split(".")
-        for part in parents:
-            if target.get(part) is None:
-                target[part] = {}
-            target = target[part]
-            if not isinstance(target, dict):
-                raise ConfigError(f"--set {override}: {part} holds a value, not a section.")
-        target[last] = _read_yaml(text, f"--set {override}")
-    return values
-
-
-class _SafeLoader(yaml.SafeLoader):
-    """PyYAML's own, but a key that is there twice is an error: it would keep the last in silence."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue
-            if key.value in seen:
-                problem = f"key {key.value!r} is there twice"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-            seen.add(key.value)
-        return node
-
-
-def _read_yaml(text: str, where: str) -> Any:
-    """The value of YAML `text`. Raises ConfigError for any that can't be read."""
-    try:
-        return yaml.load(text, _SafeLoader)  # noqa: S506
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: for one the date 2020-13-45
-        raise ConfigError(f"{where}: not valid YAML: {error}") from None
-
-
-def read_values(text: str, where: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """The mapping that YAML `text` is, with overrides applied. Raises ConfigError for any other text."""
-    values = _read_yaml(text, where)
-    if not isinstance(values, dict):
-        raise ConfigError(
-            f"{where}: expected a mapping with run_dir and other keys; found {type(values).__name__}."
-        )
-    return apply_overrides(values, overrides)
 
 
 def parse(text: str, where: str, overrides: Sequence[str] = ()) -> RunConfig:

@@ -141,6 +141,41 @@ def _dot_row(row: DotRow, left: float, scale: float, y: float) -> str:
     return "".join(parts)
 
 
+@dataclass(frozen=True)
+class Point:
+    """A point of a scatter chart; `hint` is what the pointer shows."""
+
+    x: float
+    y: float
+    hint: str
+
+
+def scatter_chart(points: Sequence[Point], x_axis: str, y_axis: str, height: int = 340) -> str:
+    """Points on two scales, y from 0; those that are not finite are left out. Empty when nothing is left."""
+    kept = [point for point in points if math.isfinite(point.x) and math.isfinite(point.y)]
+    if not kept:
+        return ""
+    left, right, top, bottom = 64, 30, 30, 46
+    x_ticks = linear_ticks(0, max(point.x for point in kept) or 1.0, 8)
+    y_ticks = linear_ticks(min(0.0, *(point.y for point in kept)), max(point.y for point in kept) or 1.0, 5)
+    x_scale = (WIDTH - left - right) / x_ticks[-1]
+    y_scale = (height - top - bottom) / (y_ticks[-1] - y_ticks[0])
+
+    def y_of(value: float) -> float:
+        return height - bottom - (value - y_ticks[0]) * y_scale
+
+    parts = _frame(WIDTH, height, f"{y_axis} by {x_axis}")
+    parts += [_grid_line(left, WIDTH - right, y_of(tick), f"{tick:g}") for tick in y_ticks]
+    parts += [
+        _text(left + tick * x_scale, height - bottom + 18, f"{tick:g}", "tick", "middle") for tick in x_ticks
+    ]
+    parts.append(_text(WIDTH - right, height - 6, x_axis, "name", "end"))
+    parts.append(_text(0, 14, y_axis, "name", "start"))
+    for point in kept:
+        parts.append(marker("model0", left + point.x * x_scale, y_of(point.y), point.hint))
+    return "".join([*parts, "</svg>"])
+
+
 def rank_chart(ranks: Mapping[str, Sequence[float]], height: int = 220) -> str:
     """Histograms of ranks from 1 to the number of perturbations, a bar a model and bin; empty for none."""
     count = max((len(values) for values in ranks.values()), default=0)

@@ -4,12 +4,16 @@ from dataclasses import dataclass
 
 from morphoray.evaluation.results import (
     CONTROL,
+    EVERYTHING,
     FRECHET,
     HEADLINE,
     METRICS,
+    Cell,
     ReportData,
+    cells,
     figure,
     measured,
+    probability,
 )
 from morphoray.evaluation.statistics import (
     PairedDifference,
@@ -23,15 +27,14 @@ from morphoray.seeds import numpy_generator
 
 
 def compare_models(
-    data: ReportData, rival: str, unseen: bool | None = None, metric: str = FRECHET
+    data: ReportData, rival: str, cell: Cell = EVERYTHING, metric: str = FRECHET
 ) -> PairedDifference | None:
-    """The first model's − the rival's distance over the perturbations that have both."""
+    """The first model's − the rival's distance over the perturbations of a cell that have both."""
     first = data.models[0]
     pairs = [
         (found[first].value, found[rival].value)
         for result in data.perturbations
-        if (unseen is None or result.unseen == unseen)
-        and {first, rival} <= {*(found := result.distances.get(metric, {}))}
+        if cell.has(result) and {first, rival} <= {*(found := result.distances.get(metric, {}))}
     ]
     if not pairs:
         return None
@@ -46,11 +49,12 @@ def rivals(data: ReportData) -> list[str]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The first model against a rival by one metric: paired, and as the paper tests it.
+    """The first model against a rival by one metric in one cell: paired, and as the paper tests it.
 
     adjusted: the paired p, Benjamini–Hochberg over the report's comparisons.
     """
 
+    cell: Cell
     metric: str
     rival: str
     paired: PairedDifference
@@ -59,34 +63,37 @@ class Comparison:
 
 
 def comparisons(data: ReportData) -> list[Comparison]:
-    """By Fréchet and kernel distance, against every rival over the perturbations that both have."""
-    pairs = [(metric, rival) for metric in HEADLINE for rival in rivals(data)]
-    found = [(pair, compare_models(data, pair[1], metric=pair[0])) for pair in pairs]
-    kept = [(pair, paired) for pair, paired in found if paired is not None]
+    """By Fréchet and kernel distance in every cell, against every rival over perturbations that both have."""
+    rows = [(cell, metric, rival) for cell in cells(data) for metric in HEADLINE for rival in rivals(data)]
+    found = [(row, compare_models(data, row[2], row[0], row[1])) for row in rows]
+    kept = [(row, paired) for row, paired in found if paired is not None]
     adjusted = benjamini_hochberg([paired.p for _, paired in kept])
-    rows = []
-    for ((metric, rival), paired), corrected in zip(kept, adjusted, strict=True):
-        values = [[each.value for each in measured(data, metric, name)] for name in (data.models[0], rival)]
-        rows.append(Comparison(metric, rival, paired, float(corrected), unpaired_difference(*values)))
-    return rows
+    compared = []
+    for ((cell, metric, rival), paired), corrected in zip(kept, adjusted, strict=True):
+        sides = [measured(data, metric, name, cell) for name in (data.models[0], rival)]
+        paper = unpaired_difference(*([each.value for each in side] for side in sides))
+        compared.append(Comparison(cell, metric, rival, paired, float(corrected), paper))
+    return compared
 
 
 def comparison_cells(data: ReportData, row: Comparison) -> tuple[str, ...]:
     """A comparison as text, in the order of COMPARISON_HEAD."""
     paired, paper = row.paired, row.paper
     return (
+        row.cell.label,
         METRICS[row.metric].label,
         data.methods[row.rival].label,
         figure(paired.mean),
         f"{figure(paired.low)} to {figure(paired.high)}",
         f"{paired.first_smaller} of {paired.n}",
-        f"{figure(paired.p)} ({figure(row.adjusted)})",
-        f"{figure(paper.p)} {stars(paper.p)}".strip(),
+        f"{probability(paired.p)} ({probability(row.adjusted)})",
+        f"{probability(paper.p)} {stars(paper.p)}".strip(),
         figure(paper.effect),
     )
 
 
 COMPARISON_HEAD = (
+    "perturbations",
     "metric",
     "against",
     "difference",

@@ -21,7 +21,8 @@ CODEC = "codec"  # the key of the reconstructions' distance
 class Distance:
     """A distance, the numbers of images behind it, and over how many random draws it is the mean.
 
-    std: standard deviation over those draws (not an error of the mean); 0 for a single one.
+    std: standard deviation over those draws (not an error of the mean); 0 for a single one. low, high: the
+    interval in which 95 % of the draws lie; None for a single one.
     """
 
     value: float
@@ -29,6 +30,8 @@ class Distance:
     n_b: int
     std: float = 0.0
     draws: int = 1
+    low: float | None = None
+    high: float | None = None
 
 
 Metric = Callable[[Features, Features], Distance]
@@ -82,34 +85,12 @@ def frechet_at_infinity(
 
 
 def kid_full(a: Features, b: Features) -> Distance:
-    """Kernel inception distance over all pairs: unbiased MMD² with (x·y / d + 1)³ (Binkowski et al. 2018)."""
+    """Kernel inception distance over all pairs: unbiased MMD² with (x·y / d + 1)³ (Binkowski et al. 2018).
+
+    Over subsets: `compare` with n the subset size, repeats their number and this as the metric.
+    """
     first, second = _checked(a, b, least=2)
     return Distance(_mmd(first, second), len(first), len(second))
-
-
-def kid(
-    a: Features,
-    b: Features,
-    generator: np.random.Generator,
-    subset_size: int = 100,
-    n_subsets: int = 100,
-) -> Distance:
-    """Kernel inception distance: the mean of unbiased MMD² over random subsets, with their deviation.
-
-    n_a and n_b of the result are the subset size: the number of images that each draw compared. Raises
-    DataError unless the size is smaller than both sets; `kid_full` needs no subsets.
-    """
-    first, second = _checked(a, b, least=3)
-    if not 2 <= subset_size < min(len(first), len(second)):
-        raise DataError(
-            f"kid: found subset_size {subset_size} for {len(first)} and {len(second)} images, expected 2 or "
-            "more and fewer than both. Use a smaller subset_size, more images, or kid_full."
-        )
-    values = [
-        _mmd(_draw(first, subset_size, generator), _draw(second, subset_size, generator))
-        for _ in range(n_subsets)
-    ]
-    return _mean(values, subset_size)
 
 
 def _mmd(a: Float64, b: Float64) -> float:
@@ -189,7 +170,8 @@ def _draw(features: FeaturesT, n: int, generator: np.random.Generator) -> Featur
 
 
 def _mean(values: list[float], n: int) -> Distance:
-    return Distance(float(np.mean(values)), n, n, float(np.std(values)), len(values))
+    low, high = map(float, np.quantile(values, [0.025, 0.975])) if len(values) > 1 else (None, None)
+    return Distance(float(np.mean(values)), n, n, float(np.std(values)), len(values), low, high)
 
 
 def _checked(a: Features, b: Features, least: int) -> tuple[Float64, Float64]:

@@ -3,6 +3,7 @@
 import io
 import os
 import socket
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 Images = npt.NDArray[np.uint8]
 Features = npt.NDArray[np.float32]
 
+INCEPTION_FILE = "inception-2015-12-05.pt"
+WITH_URI = ("inception", "torchscript")  # extractors that take an argument
 CLEAN_FID_SIZE = 299  # what clean-fid's mode "clean" hands to a custom_feat_extractor
 CPU_CHUNK = 4  # EfficientNet-Lite0 on one core: 51 images/s in fours, 40 in sixteens (caches)
 CUDA_CHUNK = 64
@@ -127,15 +130,46 @@ def efficientnet_lite(name: str, argument: str, device: str, storage: Storage) -
 
 
 def inception(argument: str, device: str, storage: Storage) -> TorchExtractor:
-    """clean-fid's InceptionV3 (2048 features, 299 pixels); it downloads the weights at first use.
+    """clean-fid's InceptionV3 (2048 features, 299 pixels), with the weights at a URI or downloaded ones.
 
-    Raises StorageError when they can't be had, saying where a copy can be put by hand.
+    Without a URI clean-fid downloads them at first use; raises StorageError when they can't be had, saying
+    what to do. TorchScript is a program: name only a file you trust. Raises DataError for another file.
     """
-    del argument, storage
+    if argument:
+        network, weights_hash = _inception_from(argument, device, storage)
+    else:
+        network, weights_hash = _inception_downloaded(device)
+    return TorchExtractor("inception", weights_hash, 2048, CLEAN_FID_SIZE, network, device, _chunk(device))
+
+
+def _inception_from(uri: str, device: str, storage: Storage) -> tuple[Any, str]:
+    """clean-fid's network around the TorchScript file at `uri`, and the file's digest."""
+    import torch
+
+    with needs("clean-fid"):
+        from cleanfid.inception_torchscript import InceptionV3W
+    content = storage.read_bytes(uri)
+    try:
+        with tempfile.TemporaryDirectory() as folder, _torchscript_unwarned():
+            (Path(folder) / INCEPTION_FILE).write_bytes(content)
+            network = InceptionV3W(folder, download=False).to(device).eval()
+        with torch.inference_mode():
+            network(torch.zeros(1, 3, CLEAN_FID_SIZE, CLEAN_FID_SIZE, device=device))
+    except (RuntimeError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise DataError(
+            f"{uri}: expected {INCEPTION_FILE}, InceptionV3 as TorchScript with `layers` that give 2048 "
+            f"features, found {len(content)} bytes, but {reason}. Download it again, or set "
+            "extractor: torchscript:URI for another network."
+        ) from error
+    return network, digest(content)
+
+
+def _inception_downloaded(device: str) -> tuple[Any, str]:
     with needs("clean-fid"):
         from cleanfid.inception_torchscript import InceptionV3W
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "morphoray"
-    path = cache / "inception-2015-12-05.pt"
+    path = cache / INCEPTION_FILE
     present = path.exists()
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -148,10 +182,10 @@ def inception(argument: str, device: str, storage: Storage) -> TorchExtractor:
         raise StorageError(
             f"inception: expected InceptionV3's weights at {path}, which clean-fid downloads at first use "
             f"(about 95 MB), but {type(error).__name__}: {error}. Put that file there from a machine with "
-            "internet access (or delete it if it is damaged), or set extractor: efficientnet_lite0, whose "
-            "weights come with morphoray[eval]."
+            "internet access (or delete it if it is damaged), name a copy with extractor: inception:URI, or "
+            "set extractor: efficientnet_lite0, whose weights come with morphoray[eval]."
         ) from error
-    return TorchExtractor("inception", weights_hash, 2048, CLEAN_FID_SIZE, network, device, _chunk(device))
+    return network, weights_hash
 
 
 def torchscript(argument: str, device: str, storage: Storage) -> TorchExtractor:
@@ -247,14 +281,14 @@ class ChannelExtractor:
 def load_extractor(
     name: str, device: str = "cpu", storage: Storage | None = None, channels: Sequence[str] = ()
 ) -> Extractor:
-    """The extractor of that name, or torchscript:URI, for images with these channels.
+    """The extractor of that name, or torchscript:URI or inception:URI, for images with these channels.
 
     Three channels, or none named, are red, green and blue; others are seen one by one. Raises ConfigError
     when there is no such extractor.
     """
     kind, _, argument = name.partition(":")
-    if kind not in EXTRACTORS or (argument and kind != "torchscript"):
-        known = sorted({*EXTRACTORS, "torchscript:URI"} - {"torchscript"})
+    if kind not in EXTRACTORS or (argument and kind not in WITH_URI):
+        known = sorted({*EXTRACTORS, *(f"{name}:URI" for name in WITH_URI)} - {"torchscript"})
         raise ConfigError(f"extractor: found {name!r}, expected one of {known}")
     extractor = EXTRACTORS[kind](argument, device, storage or Storage())
     return extractor if len(channels) in (0, 3) else ChannelExtractor(extractor, tuple(channels))

@@ -1,12 +1,12 @@
 """Every metric of every method for one perturbation after the other, from features alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from morphoray.evaluation.cohorts import frechet_matrix, matched_ranks, moments
+from morphoray.evaluation.cohorts import Moments, frechet_matrix, matched_ranks, moments
 from morphoray.evaluation.distances import (
     FLOOR,
     Distance,
@@ -22,12 +22,29 @@ from morphoray.seeds import numpy_generator
 Features = npt.NDArray[np.float32]
 
 FRECHET, KID = "frechet", "kid"
+FRECHET_PAPER, KID_PAPER = "frechet_paper", "kid_paper"  # to real images padded by flips and turns
 CONTROL, OTHER, TRAINED = "copy_control", "other_perturbation", "trained"
 LEAST_AT_INFINITY = 100  # images; below, the extrapolation says nothing
 LEAST_FIDELITY = 20
 LEAST = 2  # images a side that anything is measured of
 
 Distances = dict[str, dict[str, Distance]]
+Matrix = Callable[[Sequence[Moments], Sequence[Moments]], npt.NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How many images are compared, and in how many random draws.
+
+    n: most images a side. repeats: draws of a Fréchet distance. kid_subset_size, kid_subsets: images a side
+    and number of a kernel distance's subsets; where N is not larger than a subset, it has N − 1.
+    """
+
+    n: int
+    repeats: int
+    kid_subset_size: int = 100
+    kid_subsets: int = 100
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -36,7 +53,8 @@ class Cohort:
 
     real: the reference. generated: by method. reconstructed: the codec's of `real`, row by row. control: real
     controls of the same experiments. other: another perturbation's real images. trained: real images of this
-    perturbation that training saw, when the reference is other ones. Empty sets are left out of every result.
+    perturbation that training saw, when the reference is other ones. padded: real images and flipped or
+    turned copies of them, as many as the paper's protocol wants. Empty sets are left out of every result.
     """
 
     perturbation_id: str
@@ -46,6 +64,7 @@ class Cohort:
     control: Features | None = None
     other: Features | None = None
     trained: Features | None = None
+    padded: Features | None = None
 
     @property
     def n(self) -> int:
@@ -75,15 +94,19 @@ class Measured:
 
 
 def measure(
-    cohorts: Sequence[Cohort], most: int, repeats: int, seed: int, columns: Mapping[str, slice] | None = None
+    cohorts: Sequence[Cohort],
+    sampling: Sampling,
+    columns: Mapping[str, slice] | None = None,
+    matrix: Matrix = frechet_matrix,
 ) -> Measured:
-    """Measure every cohort of at least LEAST images a side, at N of at most `most`, and rank them all.
+    """Measure every cohort of at least LEAST images a side, at N of at most sampling.n, and rank them all.
 
     columns: where the features of one channel lie, by its extractor's name (ChannelExtractor.columns).
+    matrix: gives what `frechet_matrix` gives, for one that computes it elsewhere.
     """
     found = Measured()
     for cohort in cohorts:
-        n = min(cohort.n, most)
+        n = min(cohort.n, sampling.n)
         if n < LEAST:
             found.excluded[cohort.perturbation_id] = (
                 f"{len(cohort.real)} real images (2 N are needed) and "
@@ -91,25 +114,30 @@ def measure(
                 + f": enough for N = {n}, expected {LEAST} or more"
             )
         else:
-            found.distances[cohort.perturbation_id] = measure_one(cohort, n, repeats, seed)
+            found.distances[cohort.perturbation_id] = measure_one(cohort, n, sampling)
             found.channels[cohort.perturbation_id] = {
-                name: _compare(_channel(cohort, part), n, repeats, seed, frechet)
+                name: _compare(_channel(cohort, part), n, sampling.repeats, sampling.seed, frechet)
                 for name, part in (columns or {}).items()
             }
     kept = [cohort for cohort in cohorts if cohort.perturbation_id in found.distances]
     for method in dict.fromkeys(name for cohort in kept for name in cohort.generated):
-        for name, rank in _ranks(kept, method, most, seed).items():
+        for name, rank in _ranks(kept, method, sampling, matrix).items():
             found.distances[name].setdefault("rank", {})[method] = rank
     return found
 
 
-def measure_one(cohort: Cohort, n: int, repeats: int, seed: int) -> Distances:
+def measure_one(cohort: Cohort, n: int, sampling: Sampling) -> Distances:
     """All metrics of one perturbation at one N; baselines with fewer than N images are left out."""
-    sets = cohort.sets(n)
+    sets, seed = cohort.sets(n), sampling.seed
+    subset = min(sampling.kid_subset_size, max(n - 1, LEAST))
     found: Distances = {
-        metric: _compare(cohort, n, repeats, seed, function)
-        for metric, function in ((FRECHET, frechet), (KID, kid_full))
+        FRECHET: _compare(cohort, n, sampling.repeats, seed, frechet),
+        KID: _compare(cohort, subset, sampling.kid_subsets, seed, kid_full, sets),
     }
+    if cohort.padded is not None and len(cohort.padded) >= LEAST:
+        first = {name: values[: sampling.n] for name, values in cohort.generated.items()}
+        found[FRECHET_PAPER] = {name: frechet(values, cohort.padded) for name, values in first.items()}
+        found[KID_PAPER] = {name: kid_full(values, cohort.padded) for name, values in first.items()}
     generator = numpy_generator("fidelity", seed, cohort.perturbation_id)
     if n >= LEAST_AT_INFINITY:
         found["frechet_infinity"] = {
@@ -132,10 +160,17 @@ def measure_one(cohort: Cohort, n: int, repeats: int, seed: int) -> Distances:
     return found
 
 
-def _compare(cohort: Cohort, n: int, repeats: int, seed: int, metric: Metric) -> dict[str, Distance]:
+def _compare(
+    cohort: Cohort,
+    n: int,
+    repeats: int,
+    seed: int,
+    metric: Metric,
+    sets: Mapping[str, Features] | None = None,
+) -> dict[str, Distance]:
     return compare(
         cohort.real,
-        cohort.sets(n),
+        cohort.sets(n) if sets is None else sets,
         numpy_generator("compare", seed, cohort.perturbation_id),
         reconstructed=cohort.reconstructed,
         n=n,
@@ -158,19 +193,19 @@ def _channel(cohort: Cohort, part: slice) -> Cohort:
     )
 
 
-def _ranks(cohorts: Sequence[Cohort], method: str, most: int, seed: int) -> dict[str, Distance]:
+def _ranks(cohorts: Sequence[Cohort], method: str, sampling: Sampling, matrix: Matrix) -> dict[str, Distance]:
     """The matched real cohort's rank among all, by Fréchet distance at one N for every pair."""
     mine = [cohort for cohort in cohorts if len(cohort.generated.get(method, ())) > 0]
     if len(mine) < 2:
         return {}
-    n = min(most, *(min(len(cohort.generated[method]), len(cohort.real)) for cohort in mine))
-    generator = numpy_generator("ranks", seed, method)
+    n = min(sampling.n, *(min(len(cohort.generated[method]), len(cohort.real)) for cohort in mine))
+    generator = numpy_generator("ranks", sampling.seed, method)
     generated = [_draw(cohort.generated[method], n, generator) for cohort in mine]
     real = [_draw(cohort.real, n, generator) for cohort in mine]
-    matrix = frechet_matrix([moments(each) for each in generated], [moments(each) for each in real])
+    distances = matrix([moments(each) for each in generated], [moments(each) for each in real])
     return {
         cohort.perturbation_id: Distance(float(rank), n, n)
-        for cohort, rank in zip(mine, matched_ranks(matrix), strict=True)
+        for cohort, rank in zip(mine, matched_ranks(distances), strict=True)
     }
 
 

@@ -1,7 +1,7 @@
 """The report as one self-contained HTML page: pictures as data URIs, charts as SVG, no scripts, no links."""
 
 import base64
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable
 from html import escape
 from importlib import resources
@@ -11,43 +11,43 @@ import numpy as np
 import numpy.typing as npt
 
 from morphoray.evaluation import charts
-from morphoray.evaluation.comparisons import COMPARISON_HEAD, comparison_cells, comparisons
+from morphoray.evaluation.distances import Distance
+from morphoray.evaluation.montage import SHOWN, scale_note
 from morphoray.evaluation.profile_section import profile_html
 from morphoray.evaluation.results import (
+    BATCHES,
     CODEC,
+    CONTROL,
     FRECHET,
     HEADLINE,
+    HELD_OUT,
+    KID,
     METRICS,
     PerturbationResult,
     ReportData,
+    cells,
     duration,
     figure,
     image_counts,
     mean,
     measured,
 )
+from morphoray.evaluation.sections import compared, paper, ranks, subheading, trust
 from morphoray.evaluation.words import caveats, summary
 from morphoray.imaging.crops import resize_square
 from morphoray.imaging.png import encode_png
+from morphoray.imaging.scale_bar import bar_length
 
 Images = npt.NDArray[np.uint8]
 
 RECONSTRUCTED = "Codec: the real images above, reconstructed"
-SHOWN = 8  # images of each kind
 LARGE, SMALL = 128, 64  # CSS pixels of a tile in report.html
-COMPARED = """The first model against the others, pair by pair over perturbations: the mean difference
-with its bootstrap interval, the paired t-test with its p adjusted for all rows (Benjamini–Hochberg), and the
-paper's unpaired t-test with its stars, which takes numbers that share real images for independent ones."""
-RANKED = """The rank of the matched real images among the real images of all perturbations, by Fréchet
-distance from the generated ones. 1 is right; a model that knows nothing of the perturbation spreads
-evenly."""
 MAX_STORED = 192  # larger images are shrunk: a 512-pixel one would make the page eight times as heavy
 
 
 def render(data: ReportData) -> str:
     """The HTML text. Everything that comes from data is escaped."""
     template = resources.files("morphoray.evaluation").joinpath("report.html").read_text(encoding="utf-8")
-    rows = [_dot_row(data, result) for result in data.perturbations]
     return Template(template).substitute(
         title=escape(data.title),
         kicker=escape(f"morphoray · {data.experiment} · run {data.made_by}"),
@@ -59,11 +59,14 @@ def render(data: ReportData) -> str:
             f"<span>{_key(data.mark(key))}{escape(method.label)}</span>"
             for key, method in data.methods.items()
         ),
-        compared=_compared(data),
-        ranks=_ranks(data),
+        compared=compared(data),
+        paper=paper(data),
+        ranks=ranks(data),
         profiles=profile_html(data),
-        dots=charts.dot_plot(rows, METRICS[FRECHET].label, "Unseen in training"),
-        montages="".join(_montage(data, result) for result in data.perturbations),
+        trust=trust(data),
+        dots="".join(_dots(data, batches) for batches in data.batches),
+        scale=escape(scale_note(data)),
+        montages="".join(_montage(data, results) for results in _by_perturbation(data)),
         outlook=escape(data.facts.outlook),
         losses=charts.loss_chart(data.losses) or "<p>No losses were recorded.</p>",
         caveats="".join(f"<li>{escape(text)}</li>" for text in caveats(data)),
@@ -81,7 +84,8 @@ def _key(mark: str) -> str:
 
 
 def _facts(data: ReportData) -> str:
-    unseen = sum(result.unseen for result in data.perturbations)
+    names = {result.perturbation_id for result in data.perturbations}
+    unseen = len({result.perturbation_id for result in data.perturbations if result.unseen})
     hidden = f"of them {unseen} unseen" if unseen else ""
     speed = data.facts.machine_gflops
     facts = {
@@ -89,32 +93,43 @@ def _facts(data: ReportData) -> str:
         "Images seen": f"{data.facts.images_seen:,}",
         "Time": escape(duration(data.facts.seconds)),
         "Machine": f"{speed:,.0f} <small>GFLOP/s</small>" if speed else "–",
-        "Perturbations": f"{len(data.perturbations)} <small>{hidden}</small>",
+        "Perturbations": f"{len(names)} <small>{hidden}</small>",
     }
     return "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items())
 
 
 def _headline(data: ReportData) -> str:
-    groups: dict[str, bool | None] = {"all": None}
-    if 0 < sum(result.unseen for result in data.perturbations) < len(data.perturbations):
-        groups |= {"seen": False, "unseen": True}
+    groups = cells(data)
     metrics = [name for name in HEADLINE if any(measured(data, name, method) for method in data.methods)]
     span = f' colspan="{len(groups)}"'
     head = "".join(f"<th{span} class=group>{escape(METRICS[metric].label)}</th>" for metric in metrics)
     if len(groups) > 1:
-        subheads = "".join(f"<th>{group}</th>" for _ in metrics for group in groups)
+        subheads = "".join(f"<th>{escape(cell.label)}</th>" for _ in metrics for cell in groups)
         head += f"</tr><tr><th></th>{subheads}"
     rows = []
     for key, method in data.methods.items():
-        cells = [
+        values = [
             f"<td{'' if metric == FRECHET else ' class=light'}>"
-            f"{figure(mean(measured(data, metric, key, unseen)))}</td>"
+            f"{figure(mean(measured(data, metric, key, cell)))}</td>"
             for metric in metrics
-            for unseen in groups.values()
+            for cell in groups
         ]
         name = f"{_key(data.mark(key))}{escape(method.label)}<small>{escape(method.note)}</small>"
-        rows.append(f"<tr><td>{name}</td>{''.join(cells)}</tr>")
+        rows.append(f"<tr><td>{name}</td>{''.join(values)}</tr>")
     return f"<thead><tr><th></th>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
+
+
+def _dots(data: ReportData, batches: str) -> str:
+    rows = [_dot_row(data, result) for result in data.of(batches).perturbations]
+    return subheading(data, batches) + charts.dot_plot(rows, METRICS[FRECHET].label, "Unseen in training")
+
+
+def _by_perturbation(data: ReportData) -> list[list[PerturbationResult]]:
+    """Results of one perturbation together, in the order of the groups of batches."""
+    found = defaultdict(list)
+    for result in data.perturbations:
+        found[result.perturbation_id].append(result)
+    return [*found.values()]
 
 
 def _dot_row(data: ReportData, result: PerturbationResult) -> charts.DotRow:
@@ -131,7 +146,9 @@ def _dot_row(data: ReportData, result: PerturbationResult) -> charts.DotRow:
     return charts.DotRow(result.perturbation_id, dots, result.unseen)
 
 
-def _montage(data: ReportData, result: PerturbationResult) -> str:
+def _montage(data: ReportData, results: list[PerturbationResult]) -> str:
+    """Of one perturbation: its images, and below them the real ones of further groups of batches."""
+    result, *further = results
     about = [result.moa, result.gene]
     if result.concentration_um is not None:
         about.append(f"{result.concentration_um:g} µM")
@@ -147,90 +164,87 @@ def _montage(data: ReportData, result: PerturbationResult) -> str:
         for key, method in data.methods.items()
         if key in found
     )
-    scores = f"{escape(METRICS[FRECHET].label)}{scores}" if scores else ""
+    where = f", {BATCHES[result.batches]}" if len(data.batches) > 1 else ""
+    scores = f"{escape(METRICS[FRECHET].label + where)}{scores}" if scores else ""
     smiles = f"<code>{escape(result.smiles)}</code>" if result.smiles else ""
     name = result.perturbation_id
     first, *others = data.models
+    real = "Real" + (f", {BATCHES[result.batches]}" if further or result.batches == HELD_OUT else "")
     tiles = [_tiles(data.methods[other].label, result.images.get(other), SMALL, name) for other in others]
+    tiles += [_tiles(f"Real, {BATCHES[each.batches]}", each.real, SMALL, name) for each in further]
+    if not others and CONTROL in result.images:
+        tiles.append(_tiles("Real controls of the same batches", result.images[CONTROL], SMALL, name))
     return (
         f"<article{' class=unseen' if result.unseen else ''}><header><h3>{escape(name)}</h3>{badge}"
         f'<span class="meta">{meta}</span><span class="scores">{scores}</span>{smiles}</header>'
-        f'<div class="pair large">{_tiles("Real", result.real, LARGE, name)}'
+        f'<div class="pair large">{_tiles(real, result.real, LARGE, name, result.um_per_pixel)}'
         f"{_tiles('Generated', result.images.get(first), LARGE, name)}</div>"
         f'<div class="pair small">{_tiles(RECONSTRUCTED, result.images.get(CODEC), SMALL, name)}'
         f"{''.join(tiles)}</div></article>"
     )
 
 
-def _tiles(caption: str, images: Images | None, shown_at: int, name: str) -> str:
+def _tiles(
+    caption: str, images: Images | None, shown_at: int, name: str, um_per_pixel: float | None = None
+) -> str:
     if images is None or not len(images):
         return f"<figure><figcaption>{escape(caption)}: none</figcaption></figure>"
     tiles = []
+    bar = ""
+    if um_per_pixel is not None:
+        width = images.shape[-1]
+        length = bar_length(width, um_per_pixel)
+        bar = f'<i class="bar" style="width:{100 * length / um_per_pixel / width:.2f}%"></i>'
+        caption += f" (bar: {length:g} µm)"
     for index, image in enumerate(images[:SHOWN]):
         stored = resize_square(image, min(image.shape[1], image.shape[2], MAX_STORED))
         data = base64.b64encode(encode_png(stored, compress_level=9)).decode()
         crisp = ' class="crisp"' if shown_at % stored.shape[1] == 0 else ""
         alt = escape(f"{caption}, {name}, {index + 1}")
-        tiles.append(f'<img{crisp} alt="{alt}" src="data:image/png;base64,{data}">')
+        picture = f'<img{crisp} alt="{alt}" src="data:image/png;base64,{data}">'
+        tiles.append(f"<div>{picture}{bar if index == 0 else ''}</div>")
     heading = f"<figcaption>{escape(caption)}</figcaption>"
     return f'<figure>{heading}<div class="tiles">{"".join(tiles)}</div></figure>'
 
 
 def _numbers(data: ReportData) -> str:
-    columns = [
-        (metric, method) for metric in METRICS for method in data.methods if measured(data, metric, method)
-    ]
-    spans = Counter(metric for metric, _ in columns)
-    groups = "".join(
-        f"<th colspan={count} class=group>{escape(METRICS[name].label)}</th>" for name, count in spans.items()
-    )
-    names = "".join(f"<th>{escape(data.methods[method].label)}</th>" for _, method in columns)
-    head = f"<tr><th></th><th></th>{groups}</tr><tr><th>Perturbation</th><th>N</th>{names}</tr>"
+    """A table for each metric, a row a perturbation; the models' best value is marked."""
+    return "".join(_of_metric(data, metric) for metric in METRICS)
+
+
+def _of_metric(data: ReportData, metric: str) -> str:
+    methods = [method for method in data.methods if measured(data, metric, method)]
+    if not methods:
+        return ""
+    several = len(data.batches) > 1
+    names = ["Perturbation", *(["Batches"] if several else []), "N"]
+    head = "".join(f"<th>{escape(name)}</th>" for name in [*names, *(data.methods[m].label for m in methods)])
     rows = []
     for result in data.perturbations:
-        found = [result.distances.get(metric, {}).get(method) for metric, method in columns]
-        values = {column: distance.value for column, distance in zip(columns, found, strict=True) if distance}
-        cells = []
-        for metric, method in columns:
-            rivals = [values[metric, other] for other in data.models if (metric, other) in values]
-            best = method in data.models and values.get((metric, method)) == _best(rivals, metric)
-            text = figure(values.get((metric, method)))
-            cells.append(f"<td{' class=best' if best else ''}>{text}</td>")
-        n = next((str(distance.n_a) for distance in found if distance), "–")
-        name = escape(result.perturbation_id) + (" (unseen)" if result.unseen else "")
-        rows.append(f"<tr><td>{name}</td><td>{n}</td>{''.join(cells)}</tr>")
-    return f"<thead>{head}</thead><tbody>{''.join(rows)}</tbody>"
+        found = result.distances.get(metric, {})
+        if not found:
+            continue
+        best = _best([found[model].value for model in data.models if model in found], metric)
+        cells = [f"<td>{escape(result.perturbation_id)}{' (unseen)' if result.unseen else ''}</td>"]
+        cells += [f"<td>{BATCHES[result.batches].removesuffix(' batches')}</td>"] if several else []
+        cells.append(f"<td>{next(iter(found.values())).n_a}</td>")
+        for method in methods:
+            marked = method in data.models and method in found and found[method].value == best
+            text = _with_interval(found.get(method), metric)
+            cells.append(f"<td{' class=best' if marked else ''}>{text}</td>")
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    table = f"<table class=numbers><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return f'<h3 class="of">{escape(METRICS[metric].label)}</h3><div class="scroll">{table}</div>'
 
 
-def _compared(data: ReportData) -> str:
-    rows = [comparison_cells(data, row) for row in comparisons(data)]
-    if not rows:
-        return ""
-    head = "".join(f"<th>{escape(name)}</th>" for name in COMPARISON_HEAD)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return (
-        f'<h2>Is the difference real?</h2><p class="under">{COMPARED}</p>'
-        f'<div class="scroll"><table class="numbers"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
-
-
-def _ranks(data: ReportData) -> str:
-    ranks = {
-        data.methods[model].label: [
-            result.distances["rank"][model].value
-            for result in data.perturbations
-            if model in result.distances.get("rank", {})
-        ]
-        for model in data.models
-    }
-    chart = charts.rank_chart({name: values for name, values in ranks.items() if values})
-    if not chart:
-        return ""
-    return (
-        f'<h2>Which real cohort lies nearest?</h2><p class="under">{RANKED}</p>'
-        f'<div class="scroll">{chart}</div>'
-    )
+def _with_interval(distance: Distance | None, metric: str) -> str:
+    """A value; of a kernel distance with the interval that holds 95 % of its subsets."""
+    if distance is None:
+        return "–"
+    text = figure(distance.value)
+    if metric != KID or distance.low is None:
+        return text
+    return f"{text}<small>{figure(distance.low)} to {figure(distance.high)}</small>"
 
 
 def _best(values: list[float], metric: str) -> float:

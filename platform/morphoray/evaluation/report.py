@@ -4,20 +4,23 @@ import io
 from collections.abc import Sequence
 from html import escape
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
 from morphoray.evaluation.comparisons import COMPARISON_HEAD, comparison_cells, comparisons
-from morphoray.evaluation.page import SHOWN, render
+from morphoray.evaluation.montage import montage
+from morphoray.evaluation.page import render
+from morphoray.evaluation.paper_form import PAPER_HEAD, PAPER_NOTE, PaperValue, paper_rows
 from morphoray.evaluation.profile_results import profile_metrics
 from morphoray.evaluation.profile_section import profile_markdown
 from morphoray.evaluation.results import (
+    BATCHES,
     FRECHET,
     METRICS,
     PerturbationResult,
     ReportData,
     RunFacts,
+    cells,
     duration,
     figure,
     image_counts,
@@ -25,8 +28,8 @@ from morphoray.evaluation.results import (
     measured,
     metrics_table,
 )
+from morphoray.evaluation.trust import TRUST_HEAD, trust_rows, trust_sentences
 from morphoray.evaluation.words import caveats, summary
-from morphoray.imaging.png import encode_png, grid
 from morphoray.storage import Storage, join
 
 __all__ = ["PerturbationResult", "ReportData", "RunFacts", "write_report"]
@@ -42,21 +45,10 @@ def write_report(data: ReportData, out_uri: str, storage: Storage) -> str:
     pyarrow.csv.write_csv(table, buffer)
     storage.write_bytes(join(out_uri, "metrics.csv"), buffer.getvalue())
     storage.write_text(join(out_uri, "report.md"), markdown(data))
-    storage.write_bytes(join(out_uri, "montage.png"), montage(data.perturbations, data.models[0]))
+    storage.write_bytes(join(out_uri, "montage.png"), montage(data))
     page = join(out_uri, "report.html")
     storage.write_text(page, render(data))
     return page
-
-
-def montage(results: Sequence[PerturbationResult], model: str) -> bytes:
-    """PNG: a row a perturbation, its real images left, a white column, the model's right."""
-    blank = np.full_like(results[0].real[0], 255)
-    tiles = []
-    for result in results:
-        real, generated = list(result.real[:SHOWN]), list(result.images.get(model, ()))
-        row = [*real, *[blank] * (SHOWN - len(real)), blank, *generated[:SHOWN]]
-        tiles += [*row, *[blank] * (2 * SHOWN + 1 - len(row))]
-    return encode_png(grid(tiles, 2 * SHOWN + 1))
 
 
 def markdown(data: ReportData) -> str:
@@ -74,8 +66,13 @@ def markdown(data: ReportData) -> str:
     parts.append(f"## Means over perturbations, N = {image_counts(data)}\n\n{_headline(data)}")
     parts.append(f"## {METRICS[FRECHET].label} of every perturbation\n\n{_each(data)}")
     if compared := comparisons(data):
-        cells = [comparison_cells(data, row) for row in compared]
-        parts.append("## The first model against the others\n\n" + _table(COMPARISON_HEAD, cells))
+        texts = [comparison_cells(data, row) for row in compared]
+        parts.append("## The first model against the others\n\n" + _table(COMPARISON_HEAD, texts))
+    if paper := paper_rows(data):
+        bold = [[_bold(value) for value in row] for row in paper]
+        parts += ["## In the paper's form", _cell(PAPER_NOTE), _table(PAPER_HEAD, bold)]
+    if trust := [*map(_cell, trust_sentences(data))]:
+        parts += ["## Where can the model be trusted?", *trust, _table(TRUST_HEAD, trust_rows(data))]
     parts += profile_markdown(data, _table, _cell)
     parts.append("## Run\n\n" + _table(("fact", "value"), rows))
     if facts.outlook:
@@ -85,38 +82,45 @@ def markdown(data: ReportData) -> str:
 
 
 def _headline(data: ReportData) -> str:
-    groups = {"all": None, "seen": False, "unseen": True}
-    metrics = [name for name in METRICS if any(measured(data, name, method) for method in data.methods)]
-    head = ("method", *(f"{METRICS[metric].label}, {group}" for metric in metrics for group in groups))
-    rows = [
-        (
-            method.label,
-            *(
-                figure(mean(measured(data, metric, key, which)))
-                for metric in metrics
-                for which in groups.values()
-            ),
-        )
-        for key, method in data.methods.items()
-    ]
-    return _table(head, rows)
+    """A table for each metric, a column for each cell."""
+    groups = cells(data)
+    parts = []
+    for metric in METRICS:
+        rows = [
+            (method.label, *(figure(mean(measured(data, metric, key, cell))) for cell in groups))
+            for key, method in data.methods.items()
+            if measured(data, metric, key)
+        ]
+        if rows:
+            head = ("method", *(cell.label for cell in groups))
+            parts.append(f"{METRICS[metric].label}:\n\n{_table(head, rows)}")
+    return "\n\n".join(parts)
 
 
 def _each(data: ReportData) -> str:
-    head = ("perturbation", "mechanism", "unseen", "N", *(method.label for method in data.methods.values()))
+    several = len(data.batches) > 1
+    where = ["batches"] if several else []
+    labels = [method.label for method in data.methods.values()]
+    head = ("perturbation", "mechanism", "unseen", *where, "N", *labels)
     rows = []
     for result in data.perturbations:
         found = result.distances.get(FRECHET, {})
-        n = next((str(distance.n_a) for distance in found.values()), "–")
+        n = "–" if result.n is None else str(result.n)
         values = [figure(found[key].value) if key in found else "–" for key in data.methods]
         unseen = "unseen" if result.unseen else ""
-        rows.append((result.perturbation_id, result.moa or "", unseen, n, *values))
+        where = [BATCHES[result.batches]] if several else []
+        rows.append((result.perturbation_id, result.moa or "", unseen, *where, n, *values))
     return _table(head, rows)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines)
+
+
+def _bold(value: PaperValue) -> str:
+    text = value.text.replace("*", "\\*")
+    return f"**{text}**" if value.bold else text
 
 
 def _cell(text: str) -> str:

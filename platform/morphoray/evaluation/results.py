@@ -1,7 +1,7 @@
 """What a report is made of: a run's facts, each perturbation's images and distances, and their summary."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -11,13 +11,17 @@ import pyarrow as pa
 from morphoray import schema
 from morphoray.errors import DataError
 from morphoray.evaluation.distances import CODEC, FLOOR, Distance
-from morphoray.evaluation.measures import CONTROL, FRECHET, KID, OTHER, TRAINED
+from morphoray.evaluation.measures import CONTROL, FRECHET, FRECHET_PAPER, KID, KID_PAPER, OTHER, TRAINED
+from morphoray.evaluation.novelty import Novelty
 from morphoray.evaluation.profile_results import ProfileResults
 
 Images = npt.NDArray[np.uint8]
 
 CONDITIONAL = "conditional"
 UNCONDITIONAL = "unconditional"
+
+SEEN, HELD_OUT = "seen", "held_out"
+BATCHES = {"": "", SEEN: "seen batches", HELD_OUT: "held-out batches"}
 
 
 @dataclass(frozen=True)
@@ -58,10 +62,12 @@ METRICS: dict[str, Metric] = {
     "recall": Metric("Recall", "higher"),
     "density": Metric("Density", "one"),
     "coverage": Metric("Coverage", "higher"),
+    FRECHET_PAPER: Metric("Fréchet distance by the paper's padded protocol"),
+    KID_PAPER: Metric("Kernel distance by the paper's padded protocol"),
     "nearest_training_ratio": Metric("Distance to the nearest training image, over held-out ones'", "one"),
 }
 HEADLINE = (FRECHET, KID)  # metrics of the first table
-__all__ = ["CODEC", "CONTROL", "FLOOR", "FRECHET", "KID", "OTHER", "TRAINED"]
+__all__ = ["CODEC", "CONTROL", "FLOOR", "FRECHET", "FRECHET_PAPER", "KID", "KID_PAPER", "OTHER", "TRAINED"]
 
 
 @dataclass(frozen=True)
@@ -82,12 +88,14 @@ class RunFacts:
 
 @dataclass(frozen=True)
 class PerturbationResult:
-    """One perturbation: K ≥ 1 images (K, 3, H, W) uint8 of each kind to show, and its distances.
+    """One perturbation in one group of batches: images (K, 3, H, W) uint8 of each kind, and its distances.
 
     distances: metric → method → Distance, as `measures.measure_one` gives them.
     images: by method; CODEC's are the reconstructions of the very images in `real`, in their order.
     channels: extractor of one channel → method → its Fréchet distance; none where images are RGB.
-    unseen: whether it was held out of training.
+    unseen: whether it was held out of training. batches: a key of BATCHES, what training saw of the batches
+    that the real images come from; "" where nothing is held out. nearest: an unseen one's nearest training
+    perturbation. um_per_pixel: of `real`; None if the data don't tell.
     """
 
     perturbation_id: str
@@ -101,6 +109,14 @@ class PerturbationResult:
     concentration_um: float | None = None
     unseen: bool = False
     is_control: bool = False
+    batches: str = ""
+    nearest: Novelty | None = None
+    um_per_pixel: float | None = None
+
+    @property
+    def n(self) -> int | None:
+        """Images a side of its Fréchet distances; None if there are none."""
+        return next((distance.n_a for distance in self.distances.get(FRECHET, {}).values()), None)
 
 
 @dataclass(frozen=True)
@@ -129,6 +145,15 @@ class ReportData:
     models: Sequence[str] = (CONDITIONAL, UNCONDITIONAL)
     excluded: Mapping[str, str] = field(default_factory=dict)
     profiles: ProfileResults | None = None
+
+    @property
+    def batches(self) -> list[str]:
+        """The groups of batches that were measured, in the order of BATCHES."""
+        return [name for name in BATCHES if any(result.batches == name for result in self.perturbations)]
+
+    def of(self, batches: str) -> "ReportData":
+        """The same report of one group of batches."""
+        return replace(self, perturbations=[each for each in self.perturbations if each.batches == batches])
 
     def mark(self, method: str) -> str:
         """How charts and keys draw a method: a baseline's own name, or model<place>."""
@@ -159,7 +184,11 @@ class ReportData:
 
 
 def metrics_table(data: ReportData) -> pa.Table:
-    """Every distance as a row of schema.METRICS, stamped with the run's fingerprint."""
+    """Every distance as a row of schema.METRICS, stamped with the run's fingerprint.
+
+    experiment: the data's name, then /seen or /held_out where batches are told apart. A mean over draws has
+    two more rows, <metric>_low and <metric>_high: 95 % of its draws lie between them.
+    """
     found = [
         (result, metric, data.extractor, distances)
         for result in data.perturbations
@@ -172,11 +201,11 @@ def metrics_table(data: ReportData) -> pa.Table:
     ]
     rows = [
         {
-            "experiment": data.experiment,
+            "experiment": "/".join(filter(None, (data.experiment, result.batches))),
             "method": method,
             "perturbation_id": result.perturbation_id,
-            "metric": metric,
-            "value": distance.value,
+            "metric": name,
+            "value": value,
             "n_real": distance.n_b,
             "n_generated": distance.n_a,
             "extractor": f"{extractor}@{data.weights_hash}",
@@ -185,13 +214,55 @@ def metrics_table(data: ReportData) -> pa.Table:
         }
         for result, metric, extractor, distances in found
         for method, distance in distances.items()
+        for name, value in (
+            (metric, distance.value),
+            (f"{metric}_low", distance.low),
+            (f"{metric}_high", distance.high),
+        )
+        if value is not None
     ]
     return schema.stamp(pa.Table.from_pylist(rows, schema=schema.METRICS), data.made_by)
 
 
-def measured(data: ReportData, metric: str, method: str, unseen: bool | None = None) -> list[Distance]:
-    """The distances of one method over all perturbations, or the seen or unseen ones only."""
-    chosen = (result for result in data.perturbations if unseen is None or result.unseen == unseen)
+@dataclass(frozen=True)
+class Cell:
+    """Seen or unseen perturbations (None: both) in one group of batches (None: all); a table's column."""
+
+    unseen: bool | None = None
+    batches: str | None = None
+
+    @property
+    def label(self) -> str:
+        """As a table writes it: 'unseen in held-out batches'."""
+        kind = {None: "all", False: "seen", True: "unseen"}[self.unseen]
+        return " in ".join(filter(None, (kind, BATCHES[self.batches or ""])))
+
+    def has(self, result: PerturbationResult) -> bool:
+        """Whether the result belongs to it."""
+        return self.unseen in (None, result.unseen) and self.batches in (None, result.batches)
+
+
+EVERYTHING = Cell()
+
+
+def cells(data: ReportData) -> list[Cell]:
+    """What tables tell apart: seen and unseen perturbations, in seen and held-out batches.
+
+    Of one group of batches all perturbations first. Of two groups there is nothing over both: a perturbation
+    in both would count twice, measured against different real images.
+    """
+    kinds = {result.unseen for result in data.perturbations}
+    split: list[bool | None] = [False, True] if len(kinds) == 2 else [None]
+    if len(data.batches) == 1:
+        found = [Cell(), *(Cell(unseen) for unseen in split if unseen is not None)]
+    else:
+        found = [Cell(unseen, batches) for batches in data.batches for unseen in split]
+    return [cell for cell in found if any(map(cell.has, data.perturbations))]
+
+
+def measured(data: ReportData, metric: str, method: str, cell: Cell = EVERYTHING) -> list[Distance]:
+    """The distances of one method over the perturbations of a cell."""
+    chosen = (result for result in data.perturbations if cell.has(result))
     found = (result.distances.get(metric, {}).get(method) for result in chosen)
     return [distance for distance in found if distance is not None]
 
@@ -203,14 +274,8 @@ def mean(found: Iterable[Distance]) -> float | None:
 
 
 def image_counts(data: ReportData) -> str:
-    """N as text: '32', or '24–32' where perturbations differ."""
-    counts = [
-        n
-        for result in data.perturbations
-        for found in result.distances.values()
-        for distance in found.values()
-        for n in (distance.n_a, distance.n_b)
-    ]
+    """N of the Fréchet distances as text: '32', or '24–32' where perturbations differ."""
+    counts = [result.n for result in data.perturbations if result.n is not None]
     if not counts:
         return "0"
     return str(min(counts)) if min(counts) == max(counts) else f"{min(counts)}–{max(counts)}"
@@ -223,6 +288,11 @@ def figure(value: float | None) -> str:
     digits = 4 if value == 0 else max(0, 2 - int(np.floor(np.log10(abs(value)))))
     rounded = round(value, min(digits, 4)) + 0.0  # + 0.0 makes −0.0 a 0.0
     return f"{rounded:,.{min(digits, 4)}f}".replace("-", "−")
+
+
+def probability(p: float) -> str:
+    """A p value as `figure` writes it, '< 0.0001' below that."""
+    return "< 0.0001" if p < 1e-4 else figure(p)
 
 
 def duration(seconds: float | None) -> str:

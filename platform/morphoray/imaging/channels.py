@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from morphoray.config import build
 from morphoray.errors import ConfigError, DataError
+from morphoray.sections import build
 
 CELL_PAINTING_CHANNELS = ("nuclei", "er", "actin", "rna", "mito", "golgi")  # RxRx1's w1 to w6
 IDENTITY = "identity"  # as image.mapping: all channels as they are

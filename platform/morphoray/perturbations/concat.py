@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
-from morphoray.config import build
 from morphoray.errors import ConfigError
 from morphoray.perturbations.base import Encoded, Encoder, EncoderKind, Perturbation
+from morphoray.sections import build
 from morphoray.storage import Storage
 
 

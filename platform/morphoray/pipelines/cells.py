@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from morphoray.config import RunConfig, build
+from morphoray.config import RunConfig
 from morphoray.errors import ConfigError
 from morphoray.evaluation.cell_crops import cell_crops
 from morphoray.evaluation.segmentation import SegmentationOptions, segment
 from morphoray.pipelines.layout import mapping_of
+from morphoray.sections import build
 from morphoray.seeds import fingerprint
 
 

@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL
 from pydantic import Field
 
 from morphoray import schema
-from morphoray.config import ImageConfig, Section, StorageConfig, build, read_values
+from morphoray.config import ImageConfig, StorageConfig
 from morphoray.datasets import DATASETS
 from morphoray.datasets.reading import SITE_COLUMNS, read_raw, read_site
 from morphoray.diffusion.codec import (
@@ -37,6 +37,7 @@ from morphoray.imaging.channels import MAPPINGS, ChannelMapping, find_mapping
 from morphoray.imaging.crops import resize_square
 from morphoray.pipelines.codecs import local_copy
 from morphoray.pipelines.layout import storage_from
+from morphoray.sections import Section, build, read_values
 from morphoray.seeds import derive_seed, fingerprint
 from morphoray.storage import Storage, absolute, is_remote, join
 from morphoray.training.codec_data import ImageCrops, SimulatedCrops, draw_bank

@@ -8,13 +8,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from morphoray import schema
-from morphoray.config import RunConfig, build
+from morphoray.config import RunConfig
 from morphoray.errors import BadFractionError
 from morphoray.perturbations import find_encoder
 from morphoray.perturbations.base import Encoder, from_rows
 from morphoray.perturbations.context import Context, context_state, load_context
 from morphoray.pipelines.layout import claim, layout_of, storage_from
 from morphoray.pipelines.sites import read_sites
+from morphoray.sections import build
 
 
 @dataclass(frozen=True)

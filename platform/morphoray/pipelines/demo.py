@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from morphoray.config import MethodConfig, RunConfig, build
+from morphoray.config import MethodConfig, RunConfig
 from morphoray.evaluation.results import CONDITIONAL, UNCONDITIONAL, RunFacts
 from morphoray.pipelines.cluster import connected
 from morphoray.pipelines.encode import encode
@@ -17,6 +17,7 @@ from morphoray.pipelines.machine import measure
 from morphoray.pipelines.run import run_import, save_config
 from morphoray.pipelines.shown import losses, run_details
 from morphoray.pipelines.train import train
+from morphoray.sections import build
 from morphoray.storage import Storage
 
 CONFIG = Path(__file__).parent / "demo.yaml"

@@ -2,37 +2,57 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from morphoray import schema
 from morphoray.config import MethodConfig, RunConfig
-from morphoray.errors import DataError
+from morphoray.errors import ConfigError, DataError, MissingExtraError
 from morphoray.evaluation.features import ChannelExtractor, Extractor, load_extractor
-from morphoray.evaluation.measures import Cohort, Measured, measure
+from morphoray.evaluation.measures import Measured, Sampling, measure
+from morphoray.evaluation.novelty import Novelty, novelties
 from morphoray.evaluation.report import write_report
-from morphoray.evaluation.results import CODEC, CONDITIONAL, ReportData, RunFacts
+from morphoray.evaluation.results import (
+    BASELINES,
+    BATCHES,
+    CODEC,
+    CONDITIONAL,
+    HELD_OUT,
+    SEEN,
+    ReportData,
+    RunFacts,
+)
 from morphoray.perturbations.base import Perturbation, from_rows
 from morphoray.pipelines.cells import CellFinder, cell_finder
 from morphoray.pipelines.cluster import connected
 from morphoray.pipelines.codecs import codec_fingerprint
+from morphoray.pipelines.conditions import fit_conditions
 from morphoray.pipelines.encode import read_plan
 from morphoray.pipelines.features import FeatureTable, measure_features
 from morphoray.pipelines.image_parts import ImageParts, ImageRow
 from morphoray.pipelines.layout import dataset_of, layout_of, mapping_of, resolve, storage_from
 from morphoray.pipelines.method_images import (
-    REAL,
-    TRAINING,
     MethodImages,
     at_most,
     method_images,
-    real_rows,
     run_of,
     with_the_datas_names,
 )
-from morphoray.pipelines.profiles import measure_profiles
+from morphoray.pipelines.profiles import MeasuredProfiles, measure_profiles
+from morphoray.pipelines.ranks import pairwise
+from morphoray.pipelines.reference import (
+    PADDING,
+    REAL,
+    TRAINING,
+    Reference,
+    finite,
+    limits,
+    mixed,
+    origin_of,
+    real_rows,
+)
 from morphoray.pipelines.shown import ShownImages, losses, run_facts, unseen_perturbations
 from morphoray.pipelines.sites import read_sites
 from morphoray.seeds import fingerprint
@@ -56,28 +76,25 @@ def evaluate(
     report.html and .md, montage.png, and where there are any profiles.parquet and quarantine.parquet.
     """
     storage, out = storage_from(config.storage), _out(config)
-    own = MethodConfig(run=layout_of(config).of("config.yaml"))
-    methods = {CONDITIONAL: own, **config.evaluation.methods}
+    methods = methods_of(config)
     sites = read_sites(config)
     cells = cell_finder(config, sites)
     compared = _compared(config, methods, from_rows(sites), out)
     extractor = _extractor(config, storage)
     parts = feature_parts(config, storage, extractor, cells, out)
-    rows, measured, notes = _measure(config, compared, sites, parts, extractor, cells)
-    profiles = None
-    if config.evaluation.profiles:
-        names = [item.perturbation_id for item in compared.shared]
-        profiles = measure_profiles(config, config.evaluation.profiles, compared.methods, names, sites, out)
-        storage.write_table(join(out, "profiles.parquet"), profiles.table)
+    found = _measure(config, compared, sites, parts, extractor, cells)
+    profiles = _profiles(config, compared, sites, out)
     unread = [*parts.quarantine, *(profiles.quarantine if profiles else ())]
-    shown = ShownImages(config, rows, list(methods), unseen_perturbations(sites))
+    nearest, unknown = _novelties(config, sites)
+    shown = ShownImages(config, found.rows, list(methods), unseen_perturbations(sites), compared.controls)
     curves = {name: run for name, method in methods.items() if (run := run_of(config, method))}
     data = ReportData(
         title=title,
         experiment=config.dataset.name,
         facts=facts or run_facts(config),
         perturbations=[
-            shown.result(item, measured)
+            shown.result(item, batches, measured, nearest.get(item.perturbation_id))
+            for batches, measured in found.measured.items()
             for item in compared.shared
             if item.perturbation_id in measured.distances
         ],
@@ -88,12 +105,40 @@ def evaluate(
         seed=config.seed,
         made_by=parts.made_by,
         data_statement=statement or _statement(config),
-        notes=[*compared.notes, *notes, *_write_quarantine(storage, unread, parts.made_by, out)],
+        notes=[
+            *compared.notes,
+            *found.notes,
+            *unknown,
+            *_write_quarantine(storage, unread, parts.made_by, out),
+        ],
         models=list(methods),
-        excluded=measured.excluded,
+        excluded=found.excluded,
         profiles=profiles.results if profiles else None,
     )
     return write_report(data, out, storage)
+
+
+def _profiles(config: RunConfig, compared: "Compared", sites: pa.Table, out: str) -> MeasuredProfiles | None:
+    """What evaluation.profiles asks for, its rows written to profiles.parquet; None where it doesn't."""
+    settings = config.evaluation.profiles
+    if settings is None:
+        return None
+    names = [item.perturbation_id for item in compared.shared]
+    profiles = measure_profiles(config, settings, compared.methods, names, sites, out)
+    storage_from(config.storage).write_table(join(out, "profiles.parquet"), profiles.table)
+    return profiles
+
+
+def methods_of(config: RunConfig) -> dict[str, MethodConfig]:
+    """This run's own model, then evaluation.methods. Raises ConfigError for a name that is taken."""
+    own = MethodConfig(run=layout_of(config).of("config.yaml"))
+    reserved = {CONDITIONAL, REAL, TRAINING, PADDING, *BASELINES}
+    reserved |= {origin_of(kind, batches) for kind in (REAL, PADDING, CODEC) for batches in (SEEN, HELD_OUT)}
+    if taken := sorted(reserved & set(config.evaluation.methods)):
+        raise ConfigError(
+            f"evaluation.methods: {', '.join(taken)}: the report has other rows of that name. Rename it."
+        )
+    return {CONDITIONAL: own, **config.evaluation.methods}
 
 
 @dataclass(frozen=True)
@@ -115,6 +160,7 @@ def _compared(
         made = method_images(config, name, method, out)
         known, unknown = with_the_datas_names(made, perturbations)
         found.append(known)
+        notes += folder_notes(config, made)
         if unknown:
             notes.append(f"{name}: {len(unknown)} perturbations that the data don't have: {_few(unknown)}.")
     shared = [item for item in perturbations if all(item.perturbation_id in each.counts for each in found)]
@@ -127,6 +173,41 @@ def _compared(
     return Compared(found, shared, controls, notes)
 
 
+def folder_notes(config: RunConfig, made: MethodImages) -> list[str]:
+    """What to know of a folder of files. Raises DataError for images of another number of channels."""
+    notes = []
+    if made.ignored:
+        notes.append(
+            f"{made.name}: {len(made.ignored)} files are left out, which lie in no perturbation's folder or "
+            f"are no images by their names: {_few(made.ignored)}."
+        )
+    shape = made.rows[0].row.get("shape")
+    if shape is None:
+        return notes
+    channels, side = mapping_of(config).outputs, config.image.resolution
+    if shape[0] != len(channels):
+        raise DataError(
+            f"evaluation.methods.{made.name}: found images of {shape[0]} channels, expected "
+            f"{len(channels)}: {', '.join(channels)}. Write them as this run's images are."
+        )
+    if shape[1:] != [side, side]:
+        notes.append(
+            f"{made.name}: its images are {shape[2]} × {shape[1]} pixels, the real ones {side} × {side}. The "
+            "extractor resizes both: their distances mean something only if both show as large a field."
+        )
+    return notes
+
+
+@dataclass(frozen=True)
+class Found:
+    """The images that were measured, and every metric by group of batches; what was left out, and notes."""
+
+    rows: Sequence[ImageRow]
+    measured: Mapping[str, Measured]
+    excluded: Mapping[str, str]
+    notes: Sequence[str]
+
+
 def _measure(
     config: RunConfig,
     compared: Compared,
@@ -134,23 +215,55 @@ def _measure(
     parts: ImageParts,
     extractor: Extractor,
     cells: CellFinder | None,
-) -> tuple[list[ImageRow], Measured, list[str]]:
-    """The images that were measured, every metric, and notes. Raises DataError when none could be."""
+) -> Found:
+    """Features of all images, then every metric of every group. Raises DataError when none can be had."""
     settings = config.evaluation
     names = [item.perturbation_id for item in compared.shared]
     most = 2 * (settings.cells.images if settings.cells else settings.n)
     rows = real_rows(config, sites, list(dict.fromkeys([*names, *compared.controls])), most)
     rows += [row for method in compared.methods for row in at_most(method.rows, most)]
     tables = measure_features(parts, rows, cells)
-    codec = [replace(row, origin=CODEC) for row in rows if row.origin == REAL]
-    tables |= measure_features(parts, codec, cells, codec_of=config)
-    cohorts = [_cohort(config, item, tables, compared) for item in compared.shared]
+    told = _cells_note(cells, rows, tables) if cells else []
+    for batches in (SEEN, HELD_OUT):
+        mine = [row for row in rows if row.origin == origin_of(REAL, batches)]
+        codec = [replace(row, origin=origin_of(CODEC, batches)) for row in mine]
+        tables |= measure_features(parts, codec, cells, codec_of=config)
+    tables, notes = finite(tables)
+    notes += [*told, *mixed(config, sites)]
+    models = [method.name for method in compared.methods]
+    unseen = unseen_perturbations(sites)
+    reference = Reference(config, tables, models, compared.shared, compared.controls, unseen)
     columns = extractor.columns() if isinstance(extractor, ChannelExtractor) else {}
-    measured = measure(cohorts, settings.n, settings.repeats, config.seed, columns)
-    if not measured.distances:
-        reasons = [f"  {name}: {reason}" for name, reason in measured.excluded.items()]
-        raise DataError("\n".join(["evaluate: no perturbation can be measured:", *reasons[:5]]))
-    return rows, measured, _cells_note(cells, rows, tables) if cells else []
+    sampling = Sampling(
+        settings.n, settings.repeats, settings.kid_subset_size, settings.kid_subsets, config.seed
+    )
+    measured, excluded = {}, {}
+    for batches in (each for each in (SEEN, HELD_OUT) if origin_of(REAL, each) in tables):
+        cohorts = reference.cohorts(batches)
+        measured[batches] = measure(cohorts, sampling, columns, partial(pairwise, settings=settings))
+        notes += limits(cohorts, settings.n, BATCHES[batches])
+        for name, reason in measured[batches].excluded.items():
+            excluded[f"{name}, {BATCHES[batches]}"] = reason
+    if not any(each.distances for each in measured.values()):
+        reasons = [f"  {name}: {reason}" for name, reason in excluded.items()]
+        unread = [f"  {row['uri']}: {row['reason']}" for row in parts.quarantine]
+        told = [*reasons[:5], *unread[:5], *(f"  {note}" for note in notes)]
+        raise DataError("\n".join(["evaluate: no perturbation can be measured:", *told]))
+    return Found(rows, measured, excluded, notes)
+
+
+def _novelties(config: RunConfig, sites: pa.Table) -> tuple[dict[str, Novelty], list[str]]:
+    """How far every unseen perturbation is from training; or a note why that can't be told."""
+    names = unseen_perturbations(sites)
+    everything = from_rows(sites)
+    unseen = [item for item in everything if item.perturbation_id in names]
+    if not unseen:
+        return {}, []
+    training = [item for item in everything if item.perturbation_id not in names]
+    try:
+        return novelties(unseen, training, fit_conditions(config).vectors), []
+    except MissingExtraError as error:
+        return {}, [f"Distances of unseen perturbations to training are missing: {error}"]
 
 
 def _cells_note(cells: CellFinder, rows: Sequence[ImageRow], tables: Mapping[str, FeatureTable]) -> list[str]:
@@ -191,11 +304,9 @@ def run_evaluate(config: RunConfig, address: str | None = None) -> str:
 
 
 def _statement(config: RunConfig) -> str:
-    where = config.evaluation.experiments
-    return (
-        f"Real images: {config.dataset.name} from {config.dataset.source}, "
-        f"{'experiments ' + ', '.join(where) if where else 'the experiments trained on'}."
-    )
+    chosen = config.evaluation.experiments
+    where = f"the experiments {', '.join(chosen)}" if chosen else "all experiments"
+    return f"Real images: {config.dataset.name} from {config.dataset.source}, {where}."
 
 
 def _few(names: Sequence[str]) -> str:
@@ -231,33 +342,4 @@ def feature_parts(
         dataset_of(config)[2],
         read_plan(config),
         made_by,
-    )
-
-
-def _cohort(
-    config: RunConfig,
-    item: Perturbation,
-    tables: dict[str, FeatureTable],
-    compared: Compared,
-) -> Cohort:
-    """The features of one perturbation and of its baselines."""
-    name, real = item.perturbation_id, tables[REAL]
-    experiments = sorted(set(real.experiments[real.perturbation_ids == name]))
-    others = [
-        other.perturbation_id
-        for other in compared.shared
-        if other.perturbation_id != name and not other.is_control
-    ]
-    after = [other for other in others if other > name] or others
-    control = [real.of(other, experiments) for other in compared.controls if other != name]
-    trained = tables[TRAINING].of(name) if TRAINING in tables else None
-    overlap = config.evaluation.experiments is None
-    return Cohort(
-        name,
-        real.of(name),
-        {method.name: tables[method.name].of(name) for method in compared.methods},
-        tables[CODEC].of(name),
-        control=np.concatenate(control) if control else None,
-        other=real.of(after[0], experiments) if after else None,
-        trained=None if overlap or trained is None or not len(trained) else trained,
     )

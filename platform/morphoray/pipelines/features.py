@@ -1,7 +1,7 @@
 """Features of images by an extractor, of whole images or of the cells in them, with or without the codec."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +13,7 @@ from morphoray.pipelines.codecs import local_bundle_config
 from morphoray.pipelines.image_parts import ImageParts, ImageRow, images_of, measured_part
 from morphoray.pipelines.stream import Item
 from morphoray.schema import features_schema
+from morphoray.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,10 @@ class FeatureTable:
             mask &= np.isin(self.experiments, list(experiments))
         found: np.ndarray = self.features[mask]
         return found
+
+    def where(self, mask: np.ndarray) -> "FeatureTable":
+        """The images at which the mask (N,) is true."""
+        return FeatureTable(*(getattr(self, each.name)[mask] for each in fields(self)))
 
 
 def measure_features(
@@ -51,6 +56,7 @@ def measure_features(
         "gpus": settings.gpus_per_actor,
         "cells": cells,
         "codec_of": codec_of,
+        "storage": parts.storage,
     }
     tables: dict[str, list[FeatureTable]] = {}
     for origin, table in parts.measure(rows, FeaturePart, holding):
@@ -85,12 +91,13 @@ class FeaturePart:
         gpus: float,
         cells: CellFinder | None,
         codec_of: RunConfig | None,
+        storage: Storage,
     ) -> None:
         from morphoray.evaluation.features import load_extractor
 
         use_threads(cpus)
         device = "cuda" if gpus else "cpu"
-        self._extractor = load_extractor(extractor, device, channels=channels)
+        self._extractor = load_extractor(extractor, device, storage, channels)
         self._cells = cells
         self._codec = None
         if codec_of is not None:

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from morphoray.config import EvaluationConfig
 from morphoray.errors import DataError, MissingObjectError
+from morphoray.imaging.crops import VIEWS
 from morphoray.imaging.intensity import to_uint8
 from morphoray.imaging.png import decode_image, decode_png
 from morphoray.pipelines.cluster import Resources, preflight
@@ -31,6 +32,8 @@ class ImageRow:
 
     origin: what it comes from, `real` or a method's name. item: a name that is unique within its origin.
     reader: `site` (reads `row` by a ReadPlan), `file` (an image file) or `images` (a row of an IMAGES part).
+    row: besides what its reader needs, `view` (one of VIEWS) that turns the image, and the `shape` that it
+    must have; without one, that of most images of its part.
     """
 
     origin: str
@@ -115,7 +118,8 @@ def read_images_part(item: Item, plan: ReadPlan, storage: Storage, source_storag
     def read(row: dict[str, Any]) -> np.ndarray | str:
         try:
             if row["reader"] == "site":
-                return site_images(row["row"], plan, source_storage)
+                images = site_images(row["row"], plan, source_storage)
+                return VIEWS[row["row"].get("view", "identity")](images)
             return read_image(row["row"], storage)[None]
         except (DataError, MissingObjectError) as error:
             return str(error)
@@ -123,7 +127,8 @@ def read_images_part(item: Item, plan: ReadPlan, storage: Storage, source_storag
     with ThreadPoolExecutor(READ_THREADS) as pool:
         results = list(pool.map(read, rows))
     sizes = Counter(result.shape[1:] for result in results if not isinstance(result, str))
-    shape = sizes.most_common(1)[0][0] if sizes else (3, 8, 8)
+    shape = sizes.most_common(1)[0][0] if sizes else (len(plan.mapping.outputs), 8, 8)
+    shape = tuple(rows[0]["row"].get("shape", shape))
     bad, images, owners = [], [], []
     for number, (row, result) in enumerate(zip(rows, results, strict=True)):
         if isinstance(result, str):

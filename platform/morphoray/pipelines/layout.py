@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
-from morphoray.config import SHIPPED, DatasetConfig, RunConfig, StorageConfig, build
+from morphoray.config import SHIPPED, DatasetConfig, RunConfig, StorageConfig
 from morphoray.datasets import find_dataset
 from morphoray.datasets.base import Dataset
 from morphoray.errors import ConfigError, FingerprintError
 from morphoray.imaging.channels import ChannelMapping, find_mapping
 from morphoray.perturbations import find_encoder
+from morphoray.sections import build
 from morphoray.storage import Storage, absolute, join
 
 
@@ -92,10 +93,18 @@ def resolve(config: RunConfig) -> RunConfig:
     for key in ("source", "vae"):  # Ray Train workers have another working directory
         if values["bundle"][key] and values["bundle"][key] != SHIPPED:
             values["bundle"][key] = absolute(values["bundle"][key])
+    for section in ("evaluation", "screen"):  # nor do its actors
+        values[section]["extractor"] = _absolute_extractor(values[section]["extractor"])
     found = find_mapping(config.image.mapping, dataset.channel_names(options), dataset.mapping_name(options))
     if config.image.mapping is None:
         values["image"]["mapping"] = found.name
     return build(RunConfig, values, "")
+
+
+def _absolute_extractor(name: str) -> str:
+    """`<kind>:<URI>` with the URI in a form that means the same everywhere; other names as they are."""
+    kind, colon, uri = name.partition(":")
+    return f"{kind}:{absolute(uri)}" if colon and uri else name
 
 
 def mapping_of(config: RunConfig) -> ChannelMapping:

@@ -1,36 +1,34 @@
-"""Which images an evaluation measures: the real ones of SITES, and every method's, wherever they lie."""
+"""Which generated images an evaluation measures: every method's, wherever they lie and whoever made them."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from morphoray.config import MethodConfig, RunConfig, parse
-from morphoray.datasets.reading import SITE_COLUMNS
-from morphoray.datasets.splits import TRAIN
-from morphoray.errors import ConfigError, DataError
+from morphoray.errors import DataError, MissingObjectError
 from morphoray.perturbations.base import Perturbation
 from morphoray.perturbations.table import normalise_id
 from morphoray.pipelines.cluster import generate_resources, preflight
 from morphoray.pipelines.generate import generate_images, known_perturbations, read_manifest
-from morphoray.pipelines.image_parts import ImageRow
+from morphoray.pipelines.image_parts import ImageRow, read_image
 from morphoray.pipelines.layout import layout_of, resolve, storage_from
-from morphoray.seeds import numpy_generator
 from morphoray.storage import Storage, absolute, join
 
-REAL, TRAINING = "real", "training"
+PROBED = 25  # images that a folder's common size is taken from
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
 class MethodImages:
-    """Where a method's images lie: rows of IMAGES parts, or files, by perturbation."""
+    """Where a method's images lie: rows of IMAGES parts, or files, by perturbation.
+
+    ignored: what else lies in a folder of files: not in a perturbation's folder, or no image by its name.
+    """
 
     name: str
     rows: Sequence[ImageRow]
+    ignored: Sequence[str] = ()
 
     @property
     def counts(self) -> Counter[str]:
@@ -69,13 +67,18 @@ def read_method(storage: Storage, name: str, uri: str) -> MethodImages:
     Raises DataError when neither is there.
     """
     parts = storage.list_files(join(uri, "parts"), suffix=".parquet")
-    rows = list(_part_rows(storage, name, parts) if parts else _file_rows(storage, name, uri))
+    if parts:
+        return MethodImages(name, list(_part_rows(storage, name, parts)))
+    rows, ignored = _file_rows(storage, name, uri)
     if not rows:
         raise DataError(
             f"evaluation.methods.{name}: found no images under {uri}; expected what `morphoray generate` "
             f"writes (parts/*.parquet), or <perturbation>/*{', *'.join(SUFFIXES)}."
         )
-    return MethodImages(name, rows)
+    shape = _common_shape(storage, rows)
+    if shape is not None:
+        rows = [replace(row, row=row.row | {"shape": shape}) for row in rows]
+    return MethodImages(name, rows, ignored)
 
 
 def _part_rows(storage: Storage, name: str, parts: Sequence[str]) -> Iterator[ImageRow]:
@@ -86,59 +89,26 @@ def _part_rows(storage: Storage, name: str, parts: Sequence[str]) -> Iterator[Im
             yield ImageRow(name, row["perturbation_id"], "", item, "images", {"uri": part, "index": number})
 
 
-def _file_rows(storage: Storage, name: str, uri: str) -> Iterator[ImageRow]:
+def _file_rows(storage: Storage, name: str, uri: str) -> tuple[list[ImageRow], list[str]]:
+    """The image files in folders of their perturbation, and the names of all other files."""
+    rows, ignored = [], []
     for file in storage.list_files(uri, recursive=True):
         below = file.removeprefix(uri.rstrip("/") + "/")
         folder, _, _ = below.rpartition("/")
         if folder and below.lower().endswith(SUFFIXES):
-            yield ImageRow(name, folder.rpartition("/")[2], "", below, "file", {"uri": file})
+            rows.append(ImageRow(name, folder.rpartition("/")[2], "", below, "file", {"uri": file}))
+        else:
+            ignored.append(below)
+    return rows, ignored
 
 
-def evaluated_sites(config: RunConfig, sites: pa.Table) -> pa.Table:
-    """SITES of evaluation.experiments, or of those trained on. Raises ConfigError for unknown ones."""
-    chosen = config.evaluation.experiments
-    known = set(sites["experiment"].unique().to_pylist())
-    absent = sorted(set(chosen or ()) - known)
-    if absent:
-        raise ConfigError(
-            f"evaluation.experiments: found {absent}, the data have {', '.join(sorted(known))}."
-        )
-    seen = _trained(sites)["experiment"].unique().to_pylist()
-    return sites.filter(pc.is_in(sites["experiment"], pa.array(chosen or seen, pa.string())))
-
-
-def _trained(sites: pa.Table) -> pa.Table:
-    return sites.filter(pc.equal(sites["split"], TRAIN))
-
-
-def real_rows(config: RunConfig, sites: pa.Table, names: Sequence[str], images: int) -> list[ImageRow]:
-    """Sites of the perturbations for REAL (evaluation.experiments) and TRAINING (those trained on).
-
-    Of each perturbation so many images, drawn over its sites by the run's seed.
-    """
-    return [
-        row
-        for origin, table in ((REAL, evaluated_sites(config, sites)), (TRAINING, _trained(sites)))
-        for row in drawn_rows(config, origin, table, "perturbation_id", names, images)
-    ]
-
-
-def drawn_rows(
-    config: RunConfig, origin: str, sites: pa.Table, column: str, values: Sequence[str], images: int
-) -> list[ImageRow]:
-    """For each value of a column of these sites so many images, drawn by the run's seed."""
-    rows = []
-    ids = np.asarray(sites[column].to_pylist(), object)
-    for value in values:
-        where = np.flatnonzero(ids == value)
-        order = numpy_generator(origin, config.seed, value).permutation(len(where))
-        wanted = -(-images // config.image.crops)
-        picked = sites.take(where[order[:wanted]])
-        columns = [*SITE_COLUMNS, "experiment", "perturbation_id"]
-        for site in picked.select(columns).to_pylist():
-            experiment, name = site.pop("experiment"), site.pop("perturbation_id")
-            rows.append(ImageRow(origin, name, experiment, site["site_id"], "site", site))
-    return rows
+def _common_shape(storage: Storage, rows: Sequence[ImageRow]) -> list[int] | None:
+    """The shape (K, H, W) of most of PROBED images, spread over the rows; None if none can be read."""
+    shapes: Counter[tuple[int, ...]] = Counter()
+    for row in rows[:: -(-len(rows) // PROBED)]:
+        with contextlib.suppress(DataError, MissingObjectError):
+            shapes[read_image(row.row, storage).shape] += 1
+    return list(shapes.most_common(1)[0][0]) if shapes else None
 
 
 def at_most(rows: Sequence[ImageRow], most: int) -> list[ImageRow]:

@@ -22,7 +22,8 @@ from morphoray.pipelines.cells import segmentation_options
 from morphoray.pipelines.encode import read_plan
 from morphoray.pipelines.image_parts import ImageParts, ImageRow, images_of, measured_part
 from morphoray.pipelines.layout import dataset_of, mapping_of, storage_from
-from morphoray.pipelines.method_images import REAL, MethodImages, at_most, drawn_rows, evaluated_sites
+from morphoray.pipelines.method_images import MethodImages, at_most
+from morphoray.pipelines.reference import REAL, drawn_rows, evaluated_sites
 from morphoray.pipelines.stream import Item
 from morphoray.seeds import fingerprint
 from morphoray.storage import join

@@ -15,11 +15,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from morphoray.config import Section, StorageConfig
+from morphoray.config import StorageConfig
 from morphoray.errors import ConfigError, MissingExtraError
 from morphoray.pipelines.cluster import Resources, connected, node_sizes, preflight
 from morphoray.pipelines.generate import read_manifest
 from morphoray.pipelines.layout import storage_from
+from morphoray.sections import Section
 from morphoray.storage import absolute
 
 APPLICATION = "morphoray"

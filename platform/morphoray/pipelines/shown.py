@@ -2,27 +2,32 @@
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from morphoray.config import RunConfig
+from morphoray.datasets.reading import read_site
 from morphoray.datasets.splits import UNSEEN
 from morphoray.errors import DataError, MissingObjectError
 from morphoray.evaluation.measures import Measured
-from morphoray.evaluation.results import CODEC, PerturbationResult, RunFacts
+from morphoray.evaluation.novelty import Novelty
+from morphoray.evaluation.results import CODEC, CONTROL, PerturbationResult, RunFacts
+from morphoray.imaging.crops import resize_square
 from morphoray.perturbations.base import Perturbation
 from morphoray.pipelines.codecs import local_bundle_config
-from morphoray.pipelines.encode import read_plan, site_images
+from morphoray.pipelines.encode import ReadPlan, read_plan, site_images
 from morphoray.pipelines.generate import read_manifest
 from morphoray.pipelines.image_parts import ImageRow, read_image
 from morphoray.pipelines.layout import dataset_of, layout_of, mapping_of, storage_from
-from morphoray.pipelines.method_images import REAL
+from morphoray.pipelines.reference import REAL, origin_of
 from morphoray.seeds import fingerprint
+from morphoray.storage import Storage
 
 SHOWN = 8
 
@@ -65,48 +70,84 @@ def _reconstructed(config: RunConfig, images: np.ndarray) -> np.ndarray:
     return reconstruct(vae_for(local_bundle_config(config), config.seed), images)
 
 
+def um_per_pixel(site: Mapping[str, Any], plan: ReadPlan, storage: Storage) -> float | None:
+    """The size of a pixel of what `site_images` makes of a site; None if the site's own is not known.
+
+    Raises DataError and MissingObjectError for a site that can't be read.
+    """
+    image = plan.image
+    size = image.um_per_pixel or site["pixel_size_um"]
+    scaled = image.resolution if image.fit == "resize" else image.scale_to
+    if size is None or scaled is None:
+        return size
+    side = min(read_site(site, image, storage).shape[1:])
+    return float(size * side / scaled)
+
+
 @dataclass(frozen=True)
 class ShownImages:
-    """Reads the few images that a report shows."""
+    """Reads the few images that a report shows. controls: ids of the data's controls."""
 
     config: RunConfig
     rows: Sequence[ImageRow]
     models: Sequence[str]
     unseen: set[str]
+    controls: Sequence[str]
 
-    def result(self, item: Perturbation, measured: Measured) -> PerturbationResult:
-        """The first images of each kind, and the perturbation's distances."""
-        name = item.perturbation_id
-        real = self._images(REAL, name)
-        images = {CODEC: _reconstructed(self.config, real)}
-        images |= {model: self._images(model, name, real.shape[1:]) for model in self.models}
+    def result(
+        self, item: Perturbation, batches: str, measured: Measured, nearest: Novelty | None
+    ) -> PerturbationResult:
+        """The first images of each kind, and the perturbation's distances in that group of batches."""
+        name, origin = item.perturbation_id, origin_of(REAL, batches)
+        real = self._images(origin, [name])
+        controls = [other for other in self.controls if other != name]
+        images = {
+            CODEC: _reconstructed(self.config, real),
+            CONTROL: self._images(origin, controls),
+            **{model: self._images(model, [name]) for model in self.models},
+        }
         return PerturbationResult(
             perturbation_id=name,
             real=self._rendered(real),
             distances=measured.distances[name],
             channels=measured.channels[name],
-            images={key: self._rendered(values) for key, values in images.items()},
+            images={key: self._rendered(values) for key, values in images.items() if len(values)},
             moa=item.moa,
             smiles=item.smiles,
             gene=item.gene,
             concentration_um=item.concentration_um,
             unseen=name in self.unseen,
             is_control=item.is_control,
+            batches=batches,
+            nearest=nearest,
+            um_per_pixel=self._um_per_pixel(origin, name),
         )
 
     def _rendered(self, images: np.ndarray) -> np.ndarray:
         mapping = mapping_of(self.config)
         return np.stack([mapping.render(image) for image in images])
 
-    def _images(self, origin: str, name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
-        """The first SHOWN images that can be read, of `shape` if one is given."""
+    def _images(self, origin: str, names: Sequence[str]) -> np.ndarray:
+        """The first SHOWN images (K, C, R, R) of the origin and perturbations that can be read, resized."""
+        side = self.config.image.resolution
         found: list[np.ndarray] = []
-        for row in self.rows:
-            if len(found) < SHOWN and (row.origin, row.perturbation_id) == (origin, name):
-                with contextlib.suppress(DataError, MissingObjectError):
-                    image = self._read(row)
-                    found += [image] if shape in (None, image.shape) else []
-        return np.stack(found)
+        for row in self._rows(origin, names):
+            if len(found) == SHOWN:
+                break
+            with contextlib.suppress(DataError, MissingObjectError):
+                found.append(resize_square(self._read(row), side))
+        shape = (0, len(mapping_of(self.config).outputs), side, side)
+        return np.stack(found) if found else np.zeros(shape, np.uint8)
+
+    def _rows(self, origin: str, names: Sequence[str]) -> Iterator[ImageRow]:
+        return (row for row in self.rows if row.origin == origin and row.perturbation_id in names)
+
+    def _um_per_pixel(self, origin: str, name: str) -> float | None:
+        """Of the first real image that can be read."""
+        for row in self._rows(origin, [name]):
+            with contextlib.suppress(DataError, MissingObjectError):
+                return um_per_pixel(row.row, read_plan(self.config), dataset_of(self.config)[2])
+        return None
 
     def _read(self, row: ImageRow) -> np.ndarray:
         if row.reader == "site":

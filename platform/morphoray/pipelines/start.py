@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from morphoray.config import BundleConfig, Section, StorageConfig, TrainingConfig, build, read_values
+from morphoray.config import BundleConfig, StorageConfig, TrainingConfig
 from morphoray.diffusion.bundle import Bundle, new_bundle
 from morphoray.diffusion.codec import encode_posterior
 from morphoray.errors import ConfigError
 from morphoray.pipelines.checkpoints import Checkpoints
 from morphoray.pipelines.layout import storage_from
+from morphoray.sections import Section, build, read_values
 from morphoray.seeds import fingerprint
 from morphoray.storage import absolute, is_remote, join
 from morphoray.training.codec_data import draw_bank_fields

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
 
-from morphoray.config import RunConfig, build
+from morphoray.config import RunConfig
 from morphoray.datasets.splits import TRAIN
 from morphoray.errors import MorphorayError
 from morphoray.perturbations.base import from_rows
@@ -20,6 +20,7 @@ from morphoray.pipelines.encode import latents_settings
 from morphoray.pipelines.layout import claim, layout_of, mapping_of, storage_from
 from morphoray.pipelines.sites import read_sites
 from morphoray.pipelines.training_data import open_training_data
+from morphoray.sections import build
 from morphoray.seeds import fingerprint
 from morphoray.storage import Storage
 

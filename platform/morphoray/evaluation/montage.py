@@ -1,0 +1,72 @@
+"""The montage: real images, the first model's and a baseline's side by side, with a scale bar."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from morphoray.evaluation.results import CONTROL, PerturbationResult, ReportData
+from morphoray.imaging.crops import resize_square
+from morphoray.imaging.png import encode_png, grid
+from morphoray.imaging.scale_bar import bar_length, text_strip, with_bar
+
+Images = npt.NDArray[np.uint8]
+
+SHOWN = 8  # images of each kind
+GAP = 2
+
+
+def montage(data: ReportData) -> bytes:
+    """PNG: a row a perturbation and group of batches; SHOWN real images, as many of the model, of a baseline.
+
+    The baseline is the second model, else real controls. The first real image of a row has a scale bar where
+    its pixel size is known; the last line tells the bars' lengths.
+    """
+    kinds = [data.models[0], baseline(data)]
+    side = data.perturbations[0].real.shape[-1]
+    blank = np.full((3, side, side), 255, np.uint8)
+    columns = 3 * SHOWN + 2
+    tiles: list[Images] = []
+    for result in data.perturbations:
+        row: list[Images] = []
+        for images in (_real(result), *(result.images.get(kind) for kind in kinds if kind)):
+            found = [resize_square(image, side) for image in (images if images is not None else ())][:SHOWN]
+            row += [*found, *[blank] * (SHOWN - len(found)), blank]
+        tiles += [*row[:columns], *[blank] * (columns - len(row))]
+    sheet = grid(tiles, columns, GAP)
+    step = (SHOWN + 1) * (side + GAP)
+    names = ["Real", *(data.methods[kind].label for kind in kinds if kind in data.methods)]
+    head = text_strip([(place * step, name) for place, name in enumerate(names)], sheet.shape[2])
+    # Pillow's own font has no µ.
+    foot = text_strip([(0, scale_note(data).replace("µm", "micrometres"))], sheet.shape[2])
+    return encode_png(np.concatenate([head, sheet, foot], axis=1))
+
+
+def baseline(data: ReportData) -> str:
+    """What stands beside the first model's images: the second model, else the copy control; "" for none."""
+    if len(data.models) > 1:
+        return data.models[1]
+    return CONTROL if any(CONTROL in result.images for result in data.perturbations) else ""
+
+
+def scale_note(data: ReportData) -> str:
+    """The lengths of the scale bars in words, or why there are none."""
+    lengths = {_length(result) for result in data.perturbations}
+    known = sorted(length for length in lengths if length is not None)
+    if not known:
+        return "No scale bars: the data don't tell the size of a pixel."
+    text = f"Scale bar: {' or '.join(f'{length:g}' for length in known)} µm"
+    return text + (". None where the size of a pixel is not known." if None in lengths else ".")
+
+
+def _length(result: PerturbationResult) -> float | None:
+    if result.um_per_pixel is None:
+        return None
+    return bar_length(result.real.shape[-1], result.um_per_pixel)
+
+
+def _real(result: PerturbationResult) -> Sequence[Images]:
+    """The real images, the first one with its bar."""
+    if result.um_per_pixel is None or not len(result.real):
+        return list(result.real)
+    return [with_bar(result.real[0], result.um_per_pixel), *result.real[1:]]

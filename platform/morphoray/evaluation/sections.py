@@ -1,0 +1,96 @@
+"""Sections of the page that not every report has: comparisons, ranks, the paper's table, trust."""
+
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from morphoray.evaluation import charts
+from morphoray.evaluation.comparisons import COMPARISON_HEAD, comparison_cells, comparisons
+from morphoray.evaluation.paper_form import PAPER_HEAD, PAPER_NOTE, paper_rows
+from morphoray.evaluation.results import BATCHES, FRECHET, METRICS, ReportData, figure
+from morphoray.evaluation.trust import TRUST_HEAD, Trust, trust_rows, trust_sentences, trusts
+
+COMPARED = """The first model against the others, pair by pair over perturbations: the mean difference
+with its bootstrap interval, the paired t-test with its p adjusted for all rows (Benjamini–Hochberg), and the
+paper's unpaired t-test (* p < 0.01, ** p < 0.001), which takes numbers that share real images for independent
+ones."""
+RANKED = """The rank of the matched real images among the real images of all perturbations, by Fréchet
+distance from the generated ones. 1 is right; a model that knows nothing of the perturbation spreads
+evenly."""
+LEAST_CHARTED = 3  # points
+TRUSTED = """The first model's error on perturbations that training never saw, by how far each lies from the
+nearest one that it did see."""
+
+
+def section(heading: str, under: str, *parts: str) -> str:
+    """A heading, a line of explanation and what follows, each in a box that scrolls; empty without parts."""
+    boxes = "".join(f'<div class="scroll">{part}</div>' for part in parts if part)
+    return f'<h2>{escape(heading)}</h2><p class="under">{escape(under)}</p>{boxes}' if boxes else ""
+
+
+def table(head: Iterable[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of texts, escaped; empty without rows."""
+    if not rows:
+        return ""
+    names = "".join(f"<th>{escape(name)}</th>" for name in head)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<table class="numbers texts"><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def compared(data: ReportData) -> str:
+    """Whether the differences between methods are more than chance."""
+    rows = [comparison_cells(data, row) for row in comparisons(data)]
+    return section("Is the difference real?", COMPARED, table(COMPARISON_HEAD, rows))
+
+
+def ranks(data: ReportData) -> str:
+    """Histograms of the matched cohort's rank, one a group of batches."""
+    parts = []
+    for batches in data.batches:
+        results = data.of(batches).perturbations
+        found = {
+            data.methods[model].label: [
+                result.distances["rank"][model].value
+                for result in results
+                if model in result.distances.get("rank", {})
+            ]
+            for model in data.models
+        }
+        chart = charts.rank_chart({name: values for name, values in found.items() if values})
+        parts.append(f"{subheading(data, batches)}{chart}" if chart else "")
+    return section("Which real cohort lies nearest?", RANKED, *parts)
+
+
+def subheading(data: ReportData, batches: str) -> str:
+    """The group's name above a chart; empty where there is one group."""
+    return f"<h3>{escape(BATCHES[batches].capitalize())}</h3>" if len(data.batches) > 1 else ""
+
+
+def paper(data: ReportData) -> str:
+    """The paper's table in its own form."""
+    rows = []
+    for row in paper_rows(data):
+        texts = [f"<b>{escape(each.text)}</b>" if each.bold else escape(each.text) for each in row]
+        rows.append(f"<tr>{''.join(f'<td>{text}</td>' for text in texts)}</tr>")
+    if not rows:
+        return ""
+    head = "".join(f"<th>{escape(name)}</th>" for name in PAPER_HEAD)
+    body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
+    return section("In the paper's form", PAPER_NOTE, f'<table class="numbers texts">{body}</table>')
+
+
+def trust(data: ReportData) -> str:
+    """Error against distance from training: what the correlations say, a chart each, and every value."""
+    sentences = "".join(f"<p>{escape(text)}</p>" for text in trust_sentences(data))
+    charted = [_trust_chart(each) for each in trusts(data) if len(each.results) >= LEAST_CHARTED]
+    parts = [sentences, *charted, table(TRUST_HEAD, trust_rows(data))]
+    return section("Where can the model be trusted?", TRUSTED, *parts)
+
+
+def _trust_chart(found: Trust) -> str:
+    points = [
+        charts.Point(distance, error, f"{result.perturbation_id}: {figure(error)} at {distance:.2f}")
+        for result, distance, error in zip(found.results, found.distances, found.errors, strict=True)
+    ]
+    where = f", {BATCHES[found.batches]}" if found.batches else ""
+    axis = f"Distance to the nearest training perturbation, {found.kind}{where}"
+    return charts.scatter_chart(points, axis, METRICS[FRECHET].label)

@@ -84,6 +84,7 @@ def test_a_run_and_a_foreign_folder_are_measured_once_in_each_group_of_batches(
         assert (where, "frechet", "copy_control", "dmso") not in rows  # nothing else is a control
         assert rows[where, "frechet", "floor", "dmso"]["n_real"] == 4
         assert rows[where, "kid", "floor", "dmso"]["n_real"] == 3
+        assert rows[where, "kid", "floor", "dmso"]["mode"].endswith("-16px")
     assert (seen, "frechet", "trained", "taxol") not in rows
     assert rows[held_out, "frechet", "trained", "taxol"]["n_generated"] == 4
     assert rows[held_out, "nearest_training_ratio", "impa", "taxol"]["value"] > 0

@@ -101,7 +101,7 @@ def evaluate(
         losses={name: losses(run) for name, run in curves.items()},
         extractor=extractor.name,
         weights_hash=extractor.weights_hash,
-        mode=f"{extractor.mode}+{cells.mode}" if cells else extractor.mode,
+        mode=f"{extractor.mode}+{cells.mode if cells else _crop(config)}",
         seed=config.seed,
         made_by=parts.made_by,
         data_statement=statement or _statement(config),
@@ -307,6 +307,11 @@ def _statement(config: RunConfig) -> str:
     chosen = config.evaluation.experiments
     where = f"the experiments {', '.join(chosen)}" if chosen else "all experiments"
     return f"Real images: {config.dataset.name} from {config.dataset.source}, {where}."
+
+
+def _crop(config: RunConfig) -> str:
+    """What METRICS' mode says of an image: crop-64px, cut out at its scale, or resize-512px."""
+    return f"{config.image.fit}-{config.image.resolution}px"
 
 
 def _few(names: Sequence[str]) -> str:

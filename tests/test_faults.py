@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -140,10 +141,10 @@ def test_an_elastic_run_goes_on_by_itself_without_a_node_and_with_it_again(
 
 
 KEY = ["site_id", "view", "crop"]
-# How many parts of 48 and 56 are written when the victim is killed, three times. An actor works ahead of the
-# tasks that write, and is done long before the last part: it is killed while it loads its model, amid its
-# work, and while it loads again.
-PARTS_DONE = {"driver": (2, 16, 30), "node": (2, 16, 30), "actor": (0, 2, 2)}
+# When the victim is killed, three times: when so many parts of 48 and 56 are written; the actor, which works
+# ahead of the tasks that write, after so many CPU seconds: it loads its model, is amid its work, loads again.
+PARTS_DONE = {"driver": (2, 16, 30), "node": (2, 16, 30), "actor": (0, 0, 0)}
+ACTOR_CPU_S = (0, 6, 2)
 
 
 @pytest.fixture(scope="module")
@@ -161,16 +162,16 @@ def test_encoding_loses_no_row_and_makes_none_twice(
     run = tmp_path / "run"
     command = partial(encode, cluster, config, run)
     said = killed_thrice(command, run / "latents", "*.counts.json", cluster, victim, "EncodePart")
-    assert "encode: 3840 latents of 48 sites, 0 quarantined" in said
+    assert "encode: 11520 latents of 48 sites, 0 quarantined" in said
     assert files_of(run / "latents") == files_of(encoded / "latents")
     parts = (run / "latents").glob("*.parquet")
     rows = [row for part in parts for row in pq.read_table(part, columns=KEY).to_pylist()]
-    assert len(rows) == len({tuple(row.values()) for row in rows}) == 3840
+    assert len(rows) == len({tuple(row.values()) for row in rows}) == 11520
 
 
 def encode(cluster: Cluster, config: Path, run: Path) -> Command:
-    """40 crops of each of 48 sites in 48 parts: enough work for an actor to be met at it."""
-    words = ("--set", "data_dir=null", "--set", "image.crops=40", *on(cluster))
+    """120 crops of each of 48 sites in 48 parts: enough work for an actor to be met at it."""
+    words = ("--set", "data_dir=null", "--set", "image.crops=120", *on(cluster))
     return start("encode", config, run, run.with_suffix(".log"), *words, **ENVIRONMENT)
 
 
@@ -195,7 +196,7 @@ def test_generating_loses_no_image_and_makes_none_twice(
 
 def generate(cluster: Cluster, bundle: Path, out: Path) -> Command:
     """40 images of each of 7 perturbations, in 56 parts."""
-    sizes = ("steps=16", "images_per_part=5", "batch_size=5", "cpus_per_actor=0.5")
+    sizes = ("steps=48", "images_per_part=5", "batch_size=5", "cpus_per_actor=0.5")
     options = [word for size in sizes for word in ("--set", f"generation.{size}")]
     return Command(
         out.with_suffix(".log"), "generate", bundle, out, "--n", "40", *options, *on(cluster), **ENVIRONMENT
@@ -217,9 +218,9 @@ def killed_thrice(
     found = []
     with ExitStack() as stack:
         started = stack.enter_context(run())
-        for count in PARTS_DONE[victim]:
+        for count, cpu_s in zip(PARTS_DONE[victim], ACTOR_CPU_S, strict=True):
             started.until(lambda count=count: done() >= count, 300)
-            strike(started, cluster, victim, actor)
+            strike(started, cluster, victim, actor, cpu_s)
             found.append(done())
             if victim == "driver":
                 started = stack.enter_context(run())
@@ -230,15 +231,24 @@ def killed_thrice(
         return again.succeed()
 
 
-def strike(started: Command, cluster: Cluster, victim: str, actor: str) -> None:
-    """SIGKILL the driver, the one actor of that class, or a node, in whose place another one joins."""
+def strike(started: Command, cluster: Cluster, victim: str, actor: str, cpu_s: float) -> None:
+    """SIGKILL the driver, the one actor of that class after `cpu_s` of work, or a node that one replaces."""
     if victim == "driver":
         started.process.kill()
         started.process.wait()
     elif victim == "actor":
-        (process,) = started.until(lambda: cluster.running(actor))
+        (process,) = started.until(lambda: worked(cluster.running(actor), cpu_s), 300)
         process.kill()
         process.wait(30)
     else:
         cluster.lose()
         cluster.add()
+
+
+def worked(processes: list[psutil.Process], cpu_s: float) -> list[psutil.Process]:
+    """Those that have had so many CPU seconds."""
+    found = []
+    for each in processes:
+        with suppress(psutil.NoSuchProcess):
+            found += [each] if sum(each.cpu_times()[:2]) >= cpu_s else []
+    return found

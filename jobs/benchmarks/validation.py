@@ -25,7 +25,7 @@ from morphoray.datasets.simulator.plan import SimulatedOptions
 from morphoray.evaluation.classifier import fit_classifier
 from morphoray.evaluation.cohorts import frechet_matrix, matched_ranks, moments
 from morphoray.evaluation.features import Features, Images, load_extractor
-from morphoray.evaluation.measures import Cohort, measure
+from morphoray.evaluation.measures import Cohort, Sampling, measure
 from morphoray.imaging.channels import MAPPINGS
 from morphoray.imaging.crops import crop, crop_positions
 from morphoray.seeds import numpy_generator
@@ -194,7 +194,7 @@ def _measured(
     The classifier is fitted on the first half of the real images.
     """
     cohorts = [Cohort(name, each.real, generated[name], trained=each.trained) for name, each in sets.items()]
-    distances = measure(cohorts, n, draws, seed).distances
+    distances = measure(cohorts, Sampling(n, draws, seed=seed)).distances
     classifier = fit_classifier({name: each.real[:n] for name, each in sets.items()})
     found = {}
     for name, metrics in distances.items():

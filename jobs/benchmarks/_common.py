@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +118,7 @@ class Spent:
     """Seconds by part of a loop, summed: `with spent("forward"): …`."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
 
     @contextlib.contextmanager
     def __call__(self, part: str) -> Iterator[None]:
@@ -130,7 +130,7 @@ class Spent:
         """The title, and a line for each part: its share of all seconds."""
         total = sum(self.seconds.values())
         print(title)
-        for part, seconds in self.seconds.most_common():
+        for part, seconds in sorted(self.seconds.items(), key=lambda each: -each[1]):
             print(f"  {part:24s} {100 * seconds / total:5.1f} %")
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from _common import Rates, interleave, machine, print_rates, print_target, ratio
@@ -61,7 +62,8 @@ def bare_descriptors(smiles: Sequence[str]) -> None:
     from rdkit import Chem
     from rdkit.ML.Descriptors.MoleculeDescriptors import MolecularDescriptorCalculator
 
-    calculate = MolecularDescriptorCalculator(DESCRIPTORS).CalcDescriptors
+    calculator: Any = MolecularDescriptorCalculator
+    calculate = calculator(DESCRIPTORS).CalcDescriptors
     np.array([calculate(Chem.MolFromSmiles(text)) for text in smiles], dtype=np.float32)
 
 

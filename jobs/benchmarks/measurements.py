@@ -7,7 +7,8 @@ Simulated fields; the seconds are CPU seconds of this process, so that other wor
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -42,12 +43,15 @@ def seconds(
     taken = {"segment": _each(lambda image: found.append(segment(image, names, options)), fields)}
     pairs = list(zip(fields, found, strict=True))
     for family in families:
-        taken[family] = _each(
-            lambda pair, family=family: measure(pair[0], names, pair[1], {}, (family,)), pairs
-        )
-    taken["measure"] = _each(lambda pair: measure(pair[0], names, pair[1], {}, families), pairs)
+        taken[family] = _each(partial(_measure_pair, names=names, families=(family,)), pairs)
+    taken["measure"] = _each(partial(_measure_pair, names=names, families=families), pairs)
     taken["cells"] = float(np.mean([segmentation.count for segmentation in found]))
     return taken
+
+
+def _measure_pair(pair: tuple[Any, Any], names: Sequence[str], families: tuple[str, ...]) -> None:
+    """The measurements of a field and its cells."""
+    measure(pair[0], names, pair[1], {}, families)
 
 
 def _each(function: Callable[[Any], object], items: Any) -> float:

@@ -28,7 +28,7 @@ from morphoray.config import RunConfig, parse
 from morphoray.errors import MorphorayError
 from morphoray.evaluation.classifier import fit_classifier
 from morphoray.evaluation.distances import CODEC, FLOOR, Distance, compare
-from morphoray.evaluation.features import Features, TorchExtractor, load_extractor
+from morphoray.evaluation.features import Extractor, Features, load_extractor
 from morphoray.evaluation.results import CONDITIONAL, UNCONDITIONAL
 from morphoray.pipelines.compare import ImageSets, collect, real_images, seen_experiments
 from morphoray.pipelines.layout import layout_of
@@ -60,7 +60,7 @@ def mixture(trained: dict[str, Features], shares: dict[str, int], n: int, key: s
 
 
 def measure(
-    sets: list[ImageSets], trained: dict[str, np.ndarray], shares: dict[str, int], network: TorchExtractor
+    sets: list[ImageSets], trained: dict[str, np.ndarray], shares: dict[str, int], network: Extractor
 ) -> None:
     """Print the table of one extractor."""
     print(f"\nextractor: {network.name} {network.mode} {network.weights_hash}")
@@ -83,8 +83,8 @@ def measure(
         found[NEAREST] = nearest(real, name, n)
         print(f"{name[:24]:24} {n:>4}" + "".join(f"{found[column].value:14.1f}" for column in COLUMNS))
     print("recall of a linear classifier (its mean is the balanced accuracy):")
-    for method, features in shown.items():
-        recall = classifier.recall(features)
+    for method, sets_of_features in shown.items():
+        recall = classifier.recall(sets_of_features)
         each = ", ".join(f"{name} {value:.3f}" for name, value in recall.items())
         print(f"  {method:14} {np.mean(list(recall.values())):.3f}  ({each})")
 

@@ -85,7 +85,8 @@ def measured(work: Callable[[], object], parameters: int, floor_bytes: int) -> F
         start = time.perf_counter()
         work()
         seconds = time.perf_counter() - start
-    return Figures(seconds, *peaks, floor_bytes / GIB, parameters)
+    resident, anonymous = peaks
+    return Figures(seconds, resident, anonymous, floor_bytes / GIB, parameters)
 
 
 def fresh(config: BundleConfig, resolution: int) -> Bundle:
@@ -109,7 +110,7 @@ def _mapped(like: list[torch.nn.Parameter], path: Path) -> list[Tensor]:
     """Tensors of these shapes, one after the other in one sparse file."""
     sizes = [tensor.numel() for tensor in like]
     flat = torch.from_file(str(path), shared=True, size=sum(sizes), dtype=torch.float32)
-    return [part.view(tensor.shape) for part, tensor in zip(flat.split(sizes), like, strict=True)]
+    return [part.view(tensor.shape) for part, tensor in zip(torch.split(flat, sizes), like, strict=True)]
 
 
 def training_step(config: BundleConfig, resolution: int, folder: str | None) -> Figures:

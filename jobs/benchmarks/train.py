@@ -61,7 +61,7 @@ def measure(
     )
     data = _data()
     bare = BareLoop(config, data)
-    loops = {
+    loops: dict[str, tuple[BareLoop | ProductLoop, int]] = {
         "bare": (bare, steps),
         "product": (ProductLoop(config, data), steps),
         "original": (OriginalLoop(config, folder), original_steps),
@@ -144,7 +144,7 @@ class BareLoop:
             prediction = model.unet(noisy, timesteps, encoder_hidden_states=tokens, return_dict=False)[0]
             loss = torch.nn.functional.mse_loss(prediction, wanted)
         with spent("backward"):
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
         with spent("clipping"):
             torch.nn.utils.clip_grad_norm_(model.parameters(), self._config.max_grad_norm or 1.0)
         with spent("AdamW"):
@@ -193,7 +193,7 @@ def step_gflop(config: TrainingConfig) -> float:
     loop = BareLoop(config, _data())
     with FlopCounterMode(display=False) as counter:
         loop.run(1)
-    return counter.get_total_flops() / 1e9
+    return float(counter.get_total_flops()) / 1e9
 
 
 def matmul_gflops(side: int = 1536, repeats: int = 8) -> float:

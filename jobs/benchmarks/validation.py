@@ -74,7 +74,8 @@ def phenotypes(name: str, doses_um: Sequence[float]) -> list[Phenotype]:
 def blurred(images: Images, sigma_px: float) -> Images:
     """Each channel under a Gaussian."""
     smooth = gaussian_filter(images.astype(np.float32), (0, 0, sigma_px, sigma_px))
-    return np.rint(smooth).astype(np.uint8)
+    found: Images = np.rint(smooth).astype(np.uint8)
+    return found
 
 
 def noisy(images: Images, deviation: float) -> Images:

@@ -220,8 +220,8 @@ def killed_thrice(
         started = stack.enter_context(run())
         for count, cpu_s in zip(PARTS_DONE[victim], ACTOR_CPU_S, strict=True):
             started.until(lambda count=count: done() >= count, 300)
-            strike(started, cluster, victim, actor, cpu_s)
             found.append(done())
+            strike(started, cluster, victim, actor, cpu_s)
             if victim == "driver":
                 started = stack.enter_context(run())
         started.succeed()

@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pyarrow as pa
 
 from morphoray import schema
 from morphoray.config import RunConfig
-from morphoray.pipelines.layout import layout_of, resolve, storage_from
+from morphoray.pipelines.encode import read_plan, site_images
+from morphoray.pipelines.layout import dataset_of, layout_of, resolve, storage_from
 from morphoray.pipelines.run import save_config
 from morphoray.pipelines.sites import import_sites, read_sites
 from morphoray.sections import build
@@ -262,6 +264,13 @@ def simulated_run(folder: Path, sites: int, drawn: int = 32, **sections: dict[st
     made_by = config.fingerprint("dataset")
     storage_from(config.storage).write_table(layout_of(config).sites, schema.stamp(table, made_by))
     return config
+
+
+def images_of_sites(config: RunConfig, sites: int) -> np.ndarray:
+    """What the pipelines read for the first `sites` sites: uint8 (N, K, R, R), crop by crop."""
+    plan, storage = read_plan(config), dataset_of(config)[2]
+    rows = read_sites(config).slice(0, sites).to_pylist()
+    return np.concatenate([site_images(row, plan, storage) for row in rows])
 
 
 def write_bundle(folder: Path, config: RunConfig) -> Path:

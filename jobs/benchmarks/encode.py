@@ -12,6 +12,7 @@ import numpy as np
 from _common import (
     Rates,
     TimedStage,
+    images_of_sites,
     interleave,
     machine,
     print_rates,
@@ -35,7 +36,6 @@ from morphoray.pipelines.encode import (
     encode,
     read_part,
     read_plan,
-    site_images,
     write_part,
 )
 from morphoray.pipelines.layout import dataset_of, layout_of, storage_from
@@ -81,10 +81,7 @@ def measure(folder: Path, parts: int, sites_per_part: int, repeats: int) -> Figu
 
 def _images_in_memory(config: RunConfig, sites: int) -> list[np.ndarray]:
     """What the pipeline feeds the codec for the first `sites` sites: uint8 (crops, K, R, R) a view."""
-    plan = read_plan(config)
-    rows = read_sites(config).slice(0, sites).to_pylist()
-    storage = dataset_of(config)[2]
-    images = np.concatenate([site_images(row, plan, storage) for row in rows])
+    images = images_of_sites(config, sites)
     return [VIEWS[view](images) for view in config.encode.views]
 
 

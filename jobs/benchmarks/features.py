@@ -12,12 +12,12 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from _common import (
     MIB,
     Peaks,
     Rates,
     TimedStage,
+    images_of_sites,
     interleave,
     machine,
     memory_ratio,
@@ -33,10 +33,10 @@ from _common import (
 
 from morphoray.config import RunConfig, parse
 from morphoray.datasets.reading import SITE_COLUMNS
-from morphoray.evaluation.features import Images, load_extractor
+from morphoray.evaluation.features import load_extractor
 from morphoray.evaluation.networks import WIDTH
 from morphoray.pipelines.cluster import connected, use_threads
-from morphoray.pipelines.encode import read_plan, site_images
+from morphoray.pipelines.encode import read_plan
 from morphoray.pipelines.features import measure_features
 from morphoray.pipelines.image_parts import ImageParts, ImageRow
 from morphoray.pipelines.layout import dataset_of, storage_from
@@ -60,7 +60,7 @@ def measure(folder: Path, parts: int, sites_per_part: int, repeats: int) -> Figu
     config = simulated_run(
         folder / "run", parts * sites_per_part, evaluation={"features_per_part": sites_per_part}
     )
-    images = _images_in_memory(config, sites_per_part)
+    images = images_of_sites(config, sites_per_part)
     use_threads(config.evaluation.cpus_per_actor)
     extractor = load_extractor(config.evaluation.extractor)
     rows = image_rows(config)
@@ -99,13 +99,6 @@ def feature_parts(config: RunConfig, out: Path) -> ImageParts:
     settings, storage, sites = config.evaluation, storage_from(config.storage), dataset_of(config)[2]
     size, plan = settings.features_per_part, read_plan(config)
     return ImageParts("features", storage, str(out), settings, size, sites, plan, "benchmark")
-
-
-def _images_in_memory(config: RunConfig, sites: int) -> Images:
-    """What the pipeline feeds the network for the first `sites` sites: uint8 (N, 3, R, R)."""
-    plan, storage = read_plan(config), dataset_of(config)[2]
-    rows = read_sites(config).slice(0, sites).to_pylist()
-    return np.concatenate([site_images(row, plan, storage) for row in rows])
 
 
 def measure_memory(folder: Path, images: int, images_per_part: int) -> Peaks:

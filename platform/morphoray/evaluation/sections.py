@@ -29,10 +29,15 @@ def section(heading: str, under: str, *parts: str) -> str:
 
 def table(head: Iterable[str], rows: Sequence[Sequence[str]]) -> str:
     """A table of texts, escaped; empty without rows."""
+    return _table(head, [[escape(cell) for cell in row] for row in rows])
+
+
+def _table(head: Iterable[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of cells that are HTML; empty without rows."""
     if not rows:
         return ""
     names = "".join(f"<th>{escape(name)}</th>" for name in head)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     return f'<table class="numbers texts"><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table>'
 
 
@@ -67,15 +72,11 @@ def subheading(data: ReportData, batches: str) -> str:
 
 def paper(data: ReportData) -> str:
     """The paper's table in its own form."""
-    rows = []
-    for row in paper_rows(data):
-        texts = [f"<b>{escape(each.text)}</b>" if each.bold else escape(each.text) for each in row]
-        rows.append(f"<tr>{''.join(f'<td>{text}</td>' for text in texts)}</tr>")
-    if not rows:
-        return ""
-    head = "".join(f"<th>{escape(name)}</th>" for name in PAPER_HEAD)
-    body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
-    return section("In the paper's form", PAPER_NOTE, f'<table class="numbers texts">{body}</table>')
+    rows = [
+        [f"<b>{escape(each.text)}</b>" if each.bold else escape(each.text) for each in row]
+        for row in paper_rows(data)
+    ]
+    return section("In the paper's form", PAPER_NOTE, _table(PAPER_HEAD, rows))
 
 
 def trust(data: ReportData) -> str:

@@ -79,14 +79,15 @@ def evaluate(
     methods = methods_of(config)
     sites = read_sites(config)
     cells = cell_finder(config, sites)
-    compared = _compared(config, methods, from_rows(sites), out)
+    perturbations, unseen = from_rows(sites), unseen_perturbations(sites)
+    compared = _compared(config, methods, perturbations, out)
     extractor = _extractor(config, storage)
     parts = feature_parts(config, storage, extractor, cells, out)
     found = _measure(config, compared, sites, parts, extractor, cells)
     profiles = _profiles(config, compared, sites, out)
     unread = [*parts.quarantine, *(profiles.quarantine if profiles else ())]
-    nearest, unknown = _novelties(config, sites)
-    shown = ShownImages(config, found.rows, list(methods), unseen_perturbations(sites), compared.controls)
+    nearest, unknown = _novelties(config, perturbations, unseen)
+    shown = ShownImages(config, found.rows, list(methods), unseen, compared.controls)
     curves = {name: run for name, method in methods.items() if (run := run_of(config, method))}
     data = ReportData(
         title=title,
@@ -252,14 +253,14 @@ def _measure(
     return Found(rows, measured, excluded, notes)
 
 
-def _novelties(config: RunConfig, sites: pa.Table) -> tuple[dict[str, Novelty], list[str]]:
-    """How far every unseen perturbation is from training; or a note why that can't be told."""
-    names = unseen_perturbations(sites)
-    everything = from_rows(sites)
-    unseen = [item for item in everything if item.perturbation_id in names]
+def _novelties(
+    config: RunConfig, perturbations: Sequence[Perturbation], names: set[str]
+) -> tuple[dict[str, Novelty], list[str]]:
+    """How far every unseen perturbation (`names`) is from training; or a note why that can't be told."""
+    unseen = [item for item in perturbations if item.perturbation_id in names]
     if not unseen:
         return {}, []
-    training = [item for item in everything if item.perturbation_id not in names]
+    training = [item for item in perturbations if item.perturbation_id not in names]
     try:
         return novelties(unseen, training, fit_conditions(config).vectors), []
     except MissingExtraError as error:

@@ -72,11 +72,12 @@ def real_rows(config: RunConfig, sites: pa.Table, names: Sequence[str], images: 
     rows: list[ImageRow] = []
     groups = by_batches(config, sites)
     for batches, table in groups.items():
-        for name in names:
-            mine = drawn_rows(config, origin_of(REAL, batches), table, "perturbation_id", [name], images)
-            rows += mine
-            if config.evaluation.protocol == PAPER:
-                rows += _padding(config, mine, origin_of(PADDING, batches))
+        mine = drawn_rows(config, origin_of(REAL, batches), table, "perturbation_id", names, images)
+        rows += mine
+        if config.evaluation.protocol == PAPER:
+            for name in names:
+                own = [row for row in mine if row.perturbation_id == name]
+                rows += _padding(config, own, origin_of(PADDING, batches))
     if HELD_OUT in groups and config.evaluation.experiments:
         trained = sites.filter(pc.equal(sites["split"], TRAIN))
         rows += drawn_rows(config, TRAINING, trained, "perturbation_id", names, images)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LAYERS = (
-    {"", "config", "sections", "schema", "storage", "archives", "s3", "errors", "seeds"},
+    {"", "config", "sections", "schema", "storage", "archives", "s3", "errors", "seeds", "progress"},
     {"imaging"},
     {"perturbations"},
     {"datasets"},

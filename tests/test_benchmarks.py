@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from morphoray.perturbations.base import Perturbation
@@ -106,7 +107,8 @@ def responses() -> dict[str, Any]:
     """The validation's table of 24 images a set, by row and metric, with mean and spread as features."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(FOLDER))
-        return module("validation").validate(pixel_statistics, n=24, repeats=8)
+        script = module("validation")
+        return script.judge(script.validate(pixel_statistics, n=24, repeats=8))
 
 
 def pixel_statistics(images: np.ndarray) -> np.ndarray:
@@ -121,7 +123,7 @@ def test_validation_has_every_metric_of_small_sets_in_every_row(
 ) -> None:
     script, expected = module("validation"), module("_responses")
     assert list(responses) == list(expected.ROWS)
-    small = {*expected.METRICS} - {"frechet_infinity"}  # from 100 images on
+    small = {*expected.METRICS} - {"frechet_infinity", "profile_correlation"}  # from 100 images on; apart
     assert all(cells.keys() == small for cells in responses.values())
     lines = script.markdown(responses).splitlines()
     assert len(lines) == 2 + len(expected.ROWS) and {line.count("|") for line in lines} == {len(small) + 2}
@@ -143,6 +145,34 @@ def test_validation_sees_what_the_faults_are(benchmarks: None, responses: dict[s
     assert responses["copies of training"]["nearest_training_ratio"].seen.values == [0]
     assert responses["real against real"]["nearest_training_ratio"].seen.values[0] > 0.9
     assert responses["mode collapse"]["recall"].seen.values == [0]
+
+
+def test_validation_sees_what_the_faults_do_to_profiles(benchmarks: None) -> None:
+    """Block means stand for the cells' measurements: quick, and as much of a profile."""
+
+    def measured(images: np.ndarray) -> pd.DataFrame:
+        values = pixel_statistics(images).astype(np.float64)
+        values[::7] = np.nan  # images without cells
+        return pd.DataFrame(values, columns=[f"Cells_Intensity_{k}" for k in range(values.shape[1])])
+
+    script, profiles = module("validation"), module("_profiles")
+    seen = profiles.profile_correlations(measured, n=24, repeats=16)
+    assert seen.keys() == module("_responses").ROWS.keys()
+    assert seen["real against real"].values[0] > 2 * seen["wrong perturbation"].values[0]
+    assert seen["dose ladder"].values[-1] > seen["dose ladder"].values[0]
+    table = script.judge({row: {"profile_correlation": each} for row, each in seen.items()})
+    for row in ("real against real", "copies of training", "wrong perturbation"):
+        assert table[row]["profile_correlation"].passed
+
+
+def test_validation_measures_cells_of_images_in_their_order(benchmarks: None) -> None:
+    faults, profiles = module("_faults"), module("_profiles")
+    images = faults.draw(faults.Phenotype(), "SIM-01", "control", 5)
+    images[2] = 0
+    found = profiles.measure_images(images)
+    assert np.isfinite(found.loc[3]).mean() > 0.9 and np.isnan(found.loc[2]).all()
+    alone = profiles.measure_images(images[3:4])
+    pd.testing.assert_frame_equal(found.iloc[[3]].reset_index(drop=True), alone)
 
 
 def test_validation_tells_what_did_not_respond(benchmarks: None, responses: dict[str, Any]) -> None:

@@ -12,7 +12,8 @@ Floats = npt.NDArray[np.float64]
 
 DISTANCES = ("frechet", "frechet_infinity", "kid")
 COPYING, RANK, CLASSIFIER = "nearest_training_ratio", "rank", "classifier"
-METRICS = (*DISTANCES, "precision", "recall", "density", "coverage", COPYING, RANK, CLASSIFIER)
+PROFILE = "profile_correlation"
+METRICS = (*DISTANCES, "precision", "recall", "density", "coverage", COPYING, RANK, CLASSIFIER, PROFILE)
 DEVIATIONS = 3.0  # of real against real, beyond which a value is another one: 0.3 % of a normal null
 MONOTONE = 0.9
 KEPT = 0.75
@@ -78,8 +79,12 @@ def _responses(
     copying: Expected,
     rank: Expected,
     classifier: Expected,
+    profile: Expected,
 ) -> Responses:
-    """inside: precision and density, which look at generated images; spread: recall and coverage."""
+    """inside: precision and density, which look at generated images; spread: recall and coverage.
+
+    profile: the correlation with the real images' profile, of the compounds alone.
+    """
     return {
         **dict.fromkeys(DISTANCES, distances),
         "precision": inside,
@@ -89,6 +94,7 @@ def _responses(
         COPYING: copying,
         RANK: rank,
         CLASSIFIER: classifier,
+        PROFILE: profile,
     }
 
 
@@ -98,7 +104,7 @@ def real_images() -> Responses:
     They are exchangeable with the reference, so every metric must lie where random splits of both lie;
     held-out images are no nearer to the training images than others, and the matched cohort is the nearest.
     """
-    return _responses(AS_REAL, AS_REAL, AS_REAL, AS_REAL, FIRST, AS_REAL)
+    return _responses(AS_REAL, AS_REAL, AS_REAL, AS_REAL, FIRST, AS_REAL, AS_REAL)
 
 
 def dose_ladder() -> Responses:
@@ -107,9 +113,9 @@ def dose_ladder() -> Responses:
     The simulator's effect rises with the dose, so distances rise. Fewer of the images lie among controls
     (precision, density), and fewer controls have one near (recall, coverage). They move away from training
     images of the control; its cohort must lose the first rank to the compound's, and the classifier must
-    take fewer and fewer for it.
+    take fewer and fewer for it. Profiles are held against the full dose, which they come to be alike.
     """
-    return _responses(RISES, FALLS, FALLS, RISES, LEAVES_FIRST, FALLS)
+    return _responses(RISES, FALLS, FALLS, RISES, LEAVES_FIRST, FALLS, RISES)
 
 
 def batch_shift() -> Responses:
@@ -117,19 +123,21 @@ def batch_shift() -> Responses:
 
     A distance measures pixels, so it must see the shift, and so must precision to coverage. What claims to
     measure the perturbation must not be fooled: all cohorts of a ranking share one batch, so the shift is
-    common to them; the classifier should still know the perturbation. Nothing was copied.
+    common to them; the classifier should still know the perturbation, and so should its profile. Nothing was
+    copied.
     """
-    return _responses(ABOVE, BELOW, BELOW, NOT_BELOW, FIRST, STAYS)
+    return _responses(ABOVE, BELOW, BELOW, NOT_BELOW, FIRST, STAYS, STAYS)
 
 
 def mode_collapse() -> Responses:
     """A few real images, over and over.
 
     Each image is faithful, so precision and density stay (roughly: few images are a small sample), and so do
-    rank and classifier; what the set lacks is spread, which recall and coverage are for, and which enters
-    distances by the covariance and by the equal pairs. The images are none of training.
+    rank, classifier and the profile, which is a median. What the set lacks is spread, which recall and
+    coverage are for, and which enters distances by the covariance and by the equal pairs. The images are none
+    of training.
     """
-    return _responses(ABOVE, STAYS, BELOW, STAYS, FIRST, STAYS)
+    return _responses(ABOVE, STAYS, BELOW, STAYS, FIRST, STAYS, STAYS)
 
 
 def copied_images() -> Responses:
@@ -138,7 +146,7 @@ def copied_images() -> Responses:
     They are real images, so every metric of quality must take them for such: that they are copies is only
     for the distance to the nearest training image to tell.
     """
-    return _responses(AS_REAL, AS_REAL, AS_REAL, FAR_BELOW_ONE, FIRST, AS_REAL)
+    return _responses(AS_REAL, AS_REAL, AS_REAL, FAR_BELOW_ONE, FIRST, AS_REAL, AS_REAL)
 
 
 def partly_copied_images() -> Responses:
@@ -146,16 +154,16 @@ def partly_copied_images() -> Responses:
 
     As with copies alone, but a fifth of them is already what one would not want to miss.
     """
-    return _responses(AS_REAL, AS_REAL, AS_REAL, BELOW, FIRST, AS_REAL)
+    return _responses(AS_REAL, AS_REAL, AS_REAL, BELOW, FIRST, AS_REAL, AS_REAL)
 
 
 def wrong_perturbation() -> Responses:
     """Real images of another perturbation in the same batch.
 
     They are faithful images of the wrong thing: further than the floor, outside the reference, not copied,
-    nearer to another cohort, and not recognised.
+    nearer to another cohort, not recognised, and of another profile.
     """
-    return _responses(ABOVE, BELOW, BELOW, NOT_BELOW, NOT_FIRST, BELOW)
+    return _responses(ABOVE, BELOW, BELOW, NOT_BELOW, NOT_FIRST, BELOW, BELOW)
 
 
 def degraded() -> Responses:
@@ -164,9 +172,9 @@ def degraded() -> Responses:
     Distances rise, images leave the reference, and reference images lose their neighbours. A degraded image
     is no copy, so it may not come nearer to training images. At the weakest level, which hardly shows, the
     rank must hold; at stronger ones it means nothing. The classifier, whose images look less and less like
-    those it was fitted on, recognises fewer.
+    those it was fitted on, recognises fewer; what is measured of their cells is less and less right.
     """
-    return _responses(RISES, FALLS, FALLS, NOT_BELOW, FIRST_WHEN_WEAK, FALLS)
+    return _responses(RISES, FALLS, FALLS, NOT_BELOW, FIRST_WHEN_WEAK, FALLS, FALLS)
 
 
 ROWS: dict[str, Callable[[], Responses]] = {

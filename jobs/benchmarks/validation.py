@@ -1,106 +1,33 @@
 """Does each metric respond as it should? Sets of simulated images with known faults, a table rows × metrics.
 
-    python jobs/benchmarks/validation.py [--n 200] [--repeats 12] [--extractor efficientnet_lite0]
+    python jobs/benchmarks/validation.py [--n 200] [--profiles 100] [--repeats 12]
 
 Four perturbations (the control and three compounds of different mechanisms) in two batches, rendered as the
-demo does, one crop of 64 px a field. Values of rows without levels are means over the four. What is expected
-of each cell, and why, stands in _responses.py. A metric that doesn't respond is a finding and no failure.
+demo does, one crop of 64 px a field. Values of rows without levels are means over the four, or over the three
+compounds where profiles are compared. What is expected of each cell, and why, stands in _responses.py. A
+metric that doesn't respond is a finding and no failure.
 """
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from _common import machine
-from _responses import CLASSIFIER, METRICS, RANK, ROWS, Seen
-from scipy.ndimage import gaussian_filter
+from _faults import Extract, Faults, Rows, Sets, faulty_sets
+from _profiles import measure_images, profile_correlations
+from _responses import CLASSIFIER, METRICS, PROFILE, RANK, ROWS, Seen
 
-from morphoray.datasets.simulator.effects import batch_effect, compound_phenotypes
-from morphoray.datasets.simulator.fields import draw_fields
-from morphoray.datasets.simulator.library import COMPOUNDS, CONTROL
-from morphoray.datasets.simulator.phenotype import Phenotype
-from morphoray.datasets.simulator.plan import SimulatedOptions
 from morphoray.evaluation.classifier import fit_classifier
 from morphoray.evaluation.cohorts import frechet_matrix, matched_ranks, moments
-from morphoray.evaluation.features import Features, Images, load_extractor
+from morphoray.evaluation.features import load_extractor
 from morphoray.evaluation.measures import Cohort, Sampling, measure
-from morphoray.imaging.channels import MAPPINGS
-from morphoray.imaging.crops import crop, crop_positions
 from morphoray.seeds import numpy_generator
 
-Extract = Callable[[Images], Features]
 Floats = npt.NDArray[np.float64]
 
-RESOLUTION = 64
-COMPOUND = "lovastatin"
-NAMES = (CONTROL, COMPOUND, "ciprofloxacin", "diazepam")
-BATCHES = ("SIM-01", "SIM-02")
-WELLS = 16  # of each perturbation in each batch; sets of one batch share them
-DOSES_UM = (0.5, 1.0, 2.0, 4.0)
-FULL_DOSE_UM = 10.0
-BLUR_PX = (0.5, 1.0, 2.0, 4.0)
-NOISE_LEVELS = (4.0, 8.0, 16.0, 32.0)  # grey levels of 255
 DRAWS = 5  # that a distance is the mean of
-
-
-def draw(phenotype: Phenotype, batch: str, name: str, count: int) -> Images:
-    """`count` images (count, 3, 64, 64) of independent fields; image i depends on the names and i."""
-    options = SimulatedOptions()
-    keys = [(options.seed, batch, name, index) for index in range(count)]
-    fields = draw_fields(
-        [phenotype] * count,
-        [batch_effect(options.seed, batch, "1", f"{name}-{index % WELLS}") for index in range(count)],
-        options.size,
-        options.channels,
-        keys=keys,
-        nucleus_diameter_px=options.nucleus_diameter_px,
-    )
-    images = []
-    for field, key in zip(fields.images, keys, strict=True):
-        position = crop_positions(options.size, options.size, RESOLUTION, 1, *key)[0]
-        images.append(crop(MAPPINGS["rxrx1_rgb"].apply(field), position, RESOLUTION))
-    return np.stack(images)
-
-
-def phenotypes(name: str, doses_um: Sequence[float]) -> list[Phenotype]:
-    """The phenotype that a compound has at each dose; the control's is the baseline."""
-    if name == CONTROL:
-        return [Phenotype() for _ in doses_um]
-    return compound_phenotypes([COMPOUNDS[name].smiles] * len(doses_um), doses_um)
-
-
-def blurred(images: Images, sigma_px: float) -> Images:
-    """Each channel under a Gaussian."""
-    smooth = gaussian_filter(images.astype(np.float32), (0, 0, sigma_px, sigma_px))
-    found: Images = np.rint(smooth).astype(np.uint8)
-    return found
-
-
-def noisy(images: Images, deviation: float) -> Images:
-    """With independent Gaussian noise on every value, clipped to 0..255."""
-    noise = numpy_generator("validation-noise").normal(0, deviation, images.shape)
-    return np.clip(np.rint(images + noise), 0, 255).astype(np.uint8)
-
-
-@dataclass(frozen=True)
-class Sets:
-    """Features of one perturbation: 2 N real ones, N others, N trained on, and N of another batch."""
-
-    real: Features
-    fresh: Features
-    trained: Features
-    other_batch: Features
-
-
-@dataclass(frozen=True)
-class Ladder:
-    """A rising fault: sets of images claimed to be `of`; the first level is real images of it."""
-
-    of: str
-    levels: tuple[float, ...]
-    sets: tuple[Features, ...]
 
 
 @dataclass(frozen=True)
@@ -122,17 +49,17 @@ class Cell:
 Table = dict[str, dict[str, Cell]]
 
 
-def validate(extract: Extract, n: int, repeats: int) -> Table:
-    """Cells by row and metric, of sets of n images and a null of `repeats` splits.
+def validate(extract: Extract, n: int, repeats: int) -> dict[str, dict[str, Seen]]:
+    """What was seen by row and metric, of features of sets of n images and a null of `repeats` splits.
 
-    A metric that isn't measured at this n (evaluation/measures.py) has no cells.
+    A metric that isn't measured at this n (evaluation/measures.py) is not among them.
     """
-    images = {name: _images(name, n) for name in NAMES}
-    sets = {name: _sets(extract, *images[name], n) for name in NAMES}
-    ladders = _ladders(extract, sets, images[COMPOUND][0][2 * n : 3 * n])
-    rows = _rows(sets, n)
-    null = _null(sets, n, repeats)
-    seen = _seen_rows(rows, sets, ladders, null, n)
+    faults = faulty_sets(extract, n)
+    return _seen(faults, _null(faults.sets, n, repeats), n)
+
+
+def judge(seen: Mapping[str, Mapping[str, Seen]]) -> Table:
+    """Cells by row and metric: what was seen against what is expected."""
     return {
         row: {
             metric: Cell(seen[row][metric], expected.words, expected.holds(seen[row][metric]))
@@ -143,52 +70,8 @@ def validate(extract: Extract, n: int, repeats: int) -> Table:
     }
 
 
-def _images(name: str, n: int) -> tuple[Images, Images]:
-    """4 N images of the first batch, and N of the second."""
-    phenotype = phenotypes(name, [FULL_DOSE_UM])[0]
-    return draw(phenotype, BATCHES[0], name, 4 * n), draw(phenotype, BATCHES[1], name, n)
-
-
-def _sets(extract: Extract, first: Images, second: Images, n: int) -> Sets:
-    features = extract(first)
-    return Sets(features[: 2 * n], features[2 * n : 3 * n], features[3 * n :], extract(second))
-
-
-def _ladders(extract: Extract, sets: Mapping[str, Sets], images: Images) -> dict[str, Ladder]:
-    """images: the compound's N fresh ones."""
-    n = len(images)
-    doses = [
-        extract(draw(phenotype, BATCHES[0], f"{COMPOUND}@{dose}", n))
-        for phenotype, dose in zip(phenotypes(COMPOUND, DOSES_UM), DOSES_UM, strict=True)
-    ]
-    control, compound = sets[CONTROL].fresh, sets[COMPOUND].fresh
-    blur = [extract(blurred(images, sigma)) for sigma in BLUR_PX]
-    noise = [extract(noisy(images, deviation)) for deviation in NOISE_LEVELS]
-    return {
-        "dose ladder": Ladder(CONTROL, (0.0, *DOSES_UM, FULL_DOSE_UM), (control, *doses, compound)),
-        "blur ladder": Ladder(COMPOUND, (0.0, *BLUR_PX), (compound, *blur)),
-        "noise ladder": Ladder(COMPOUND, (0.0, *NOISE_LEVELS), (compound, *noise)),
-    }
-
-
-def _rows(sets: Mapping[str, Sets], n: int) -> dict[str, dict[str, Features]]:
-    """The rows without levels: a set for each perturbation that it is claimed to be."""
-    names, few, fifth = list(sets), max(2, n // 25), n // 5
-    following = dict(zip(names, names[1:] + names[:1], strict=True))
-    return {
-        "real against real": {name: each.fresh for name, each in sets.items()},
-        "other batch": {name: each.other_batch for name, each in sets.items()},
-        "mode collapse": {name: each.fresh[np.arange(n) % few] for name, each in sets.items()},
-        "copies of training": {name: each.trained for name, each in sets.items()},
-        "a fifth copied": {
-            name: np.concatenate([each.trained[:fifth], each.fresh[fifth:]]) for name, each in sets.items()
-        },
-        "wrong perturbation": {name: sets[following[name]].fresh for name in names},
-    }
-
-
 def _measured(
-    sets: Mapping[str, Sets], generated: Mapping[str, Mapping[str, Features]], n: int, draws: int, seed: int
+    sets: Mapping[str, Sets], generated: Mapping[str, Mapping[str, Rows]], n: int, draws: int, seed: int
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Every metric of evaluation/measures.py by perturbation, metric and set; and the classifier's recall.
 
@@ -232,14 +115,9 @@ def _null(sets: Mapping[str, Sets], n: int, repeats: int) -> dict[str, Floats]:
     return {metric: np.array(each) for metric, each in values.items()}
 
 
-def _seen_rows(
-    rows: Mapping[str, Mapping[str, Features]],
-    sets: Mapping[str, Sets],
-    ladders: Mapping[str, Ladder],
-    null: Mapping[str, Floats],
-    n: int,
-) -> dict[str, dict[str, Seen]]:
+def _seen(faults: Faults, null: Mapping[str, Floats], n: int) -> dict[str, dict[str, Seen]]:
     """By row and metric: means over the perturbations, or a ladder's values level by level."""
+    sets, rows, ladders = faults.sets, faults.rows, faults.ladders
     generated = {name: {row: claimed[name] for row, claimed in rows.items()} for name in sets}
     for row, ladder in ladders.items():
         levels = zip(ladder.levels, ladder.sets, strict=True)
@@ -261,7 +139,7 @@ def _seen_rows(
     return seen
 
 
-def _rank(features: Features, claimed: str, sets: Mapping[str, Sets]) -> int:
+def _rank(features: Rows, claimed: str, sets: Mapping[str, Sets]) -> int:
     """The claimed perturbation's rank among the real cohorts, by distance from these images alone."""
     n = len(features)
     row = frechet_matrix([moments(features)], [moments(each.real[:n]) for each in sets.values()])
@@ -291,12 +169,22 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--n", type=int, default=200, help="images a set, 24 or more")
+    parser.add_argument("--profiles", type=int, default=100, help="images a set of profiles; 0: none")
     parser.add_argument("--repeats", type=int, default=12, help="splits of real images")
     parser.add_argument("--extractor", default="efficientnet_lite0")
     options = parser.parse_args()
     print(machine(), flush=True)
-    table = validate(load_extractor(options.extractor), options.n, options.repeats)
-    print(f"N = {options.n}, {options.extractor}, {options.repeats} splits of real images for the null")
+    seen = validate(load_extractor(options.extractor), options.n, options.repeats)
+    if options.profiles:
+        for row, correlation in profile_correlations(
+            measure_images, options.profiles, options.repeats
+        ).items():
+            seen[row][PROFILE] = correlation
+    table = judge(seen)
+    print(
+        f"N = {options.n}, {options.extractor}; profiles: {options.profiles} images a set, CellProfiler's "
+        f"measurements; {options.repeats} splits of real images for the null"
+    )
     print(markdown(table))
     failed = findings(table)
     cells = sum(len(row) for row in table.values())

@@ -255,7 +255,7 @@ class EvaluationConfig(Section):
 
     extractor: str = "efficientnet_lite0"
     n: int = Field(500, ge=2)  # most images a set; every distance uses the same N on both sides
-    experiments: tuple[str, ...] | None = None  # the real images'; None: those that were trained on
+    experiments: tuple[str, ...] | None = None  # the real images'; None: all, seen and held-out ones apart
     methods: dict[str, MethodConfig] = Field({})  # compared with this run's own model, which is `conditional`
     repeats: int = Field(10, ge=1)  # random draws that a Fréchet distance is the mean of
     kid_subset_size: int = Field(100, ge=2)  # images a side of a kernel distance's subset, at most N − 1

@@ -17,7 +17,8 @@ from morphoray.pipelines.cluster import encode_resources, preflight, use_threads
 from morphoray.pipelines.codecs import codec_fingerprint, image_channels, local_bundle_config
 from morphoray.pipelines.layout import RunLayout, claim, dataset_of, layout_of, mapping_of, storage_from
 from morphoray.pipelines.sites import read_sites
-from morphoray.pipelines.stream import Item, Progress, Stage, pack, stream, unpack
+from morphoray.pipelines.stream import Item, Stage, pack, stream, unpack
+from morphoray.progress import Progress
 from morphoray.seeds import fingerprint
 from morphoray.storage import Storage
 

@@ -14,7 +14,8 @@ from morphoray.perturbations import find_encoder
 from morphoray.perturbations.base import CONTEXT_COLUMNS, Perturbation
 from morphoray.perturbations.context import load_context
 from morphoray.pipelines.layout import claim, storage_from
-from morphoray.pipelines.stream import Item, Progress, Stage, pack, stream, unpack
+from morphoray.pipelines.stream import Item, Stage, pack, stream, unpack
+from morphoray.progress import Progress
 from morphoray.seeds import fingerprint
 from morphoray.storage import Storage, join
 

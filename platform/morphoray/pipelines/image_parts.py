@@ -17,7 +17,8 @@ from morphoray.imaging.intensity import to_uint8
 from morphoray.imaging.png import decode_image, decode_png
 from morphoray.pipelines.cluster import Resources, preflight
 from morphoray.pipelines.encode import ReadPlan, site_images
-from morphoray.pipelines.stream import Item, Progress, Stage, pack, stream, unpack
+from morphoray.pipelines.stream import Item, Stage, pack, stream, unpack
+from morphoray.progress import Progress
 from morphoray.schema import QUARANTINE, conform, stamp
 from morphoray.seeds import fingerprint
 from morphoray.storage import Storage, join

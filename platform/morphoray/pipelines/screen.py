@@ -22,7 +22,8 @@ from morphoray.pipelines.cluster import connected, generate_resources, preflight
 from morphoray.pipelines.generate import known_perturbations, read_manifest, vectors_for
 from morphoray.pipelines.layout import claim, layout_of, storage_from
 from morphoray.pipelines.screen_part import PART, TOP, ScreenPart, part_row
-from morphoray.pipelines.stream import Item, Progress, Stage, stream, unpack
+from morphoray.pipelines.stream import Item, Stage, stream, unpack
+from morphoray.progress import Progress
 from morphoray.screening.libraries import Molecule, library_fingerprint, read_library
 from morphoray.screening.scores import ranked
 from morphoray.seeds import fingerprint

@@ -2,7 +2,6 @@
 
 import io
 import logging
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -140,28 +139,3 @@ def find_cause(error: BaseException) -> MorphorayError | None:
         queue += list(getattr(current, "worker_failures", {}).values())
         queue += [getattr(current, "controller_failure", None), *current.args]
     return None
-
-
-class Progress:
-    """Prints one line every few seconds: what is done of how many, the rate and the time left."""
-
-    def __init__(self, what: str, total: int, unit: str, every_s: float = 5) -> None:
-        self._what, self._total, self._unit, self._every_s = what, total, unit, every_s
-        self._done, self._started = 0, time.monotonic()
-        self._printed = self._started
-
-    def add(self, count: int, note: str = "") -> None:
-        """Count `count` more units; prints when it is time to, and at the end."""
-        self._done += count
-        now = time.monotonic()
-        if now - self._printed < self._every_s and self._done < self._total:
-            return
-        self._printed = now
-        rate = self._done / max(now - self._started, 1e-9)
-        left = (self._total - self._done) / max(rate, 1e-9)
-        share = 100 * self._done // max(1, self._total)
-        print(
-            f"{self._what}  {share:3d} %  {self._done}/{self._total} {self._unit}  "
-            f"{rate:.1f} {self._unit}/s  {left:.0f} s left{note}",
-            flush=True,
-        )

@@ -26,6 +26,7 @@ from morphoray.datasets.simulator.plan import (
     plan_treatments,
 )
 from morphoray.errors import FingerprintError, MissingObjectError
+from morphoray.progress import Progress
 from morphoray.schema import PERTURBATION_FIELDS, stamp
 from morphoray.seeds import fingerprint
 from morphoray.storage import Storage, absolute, join
@@ -99,6 +100,7 @@ def _missing(root: str, sites: list[Site], options: SimulatedOptions, storage: S
 def _write_images(root: str, sites: list[Site], options: SimulatedOptions, storage: Storage) -> None:
     """Draw the sites; compression and storage run in threads, at most two blocks behind."""
     waiting: list[Future[None]] = []
+    progress = Progress("draw", len(sites), "fields")
     with ThreadPoolExecutor(_WRITERS) as threads:
         for block in _blocks(sites):
             fields = draw_fields(
@@ -115,6 +117,7 @@ def _write_images(root: str, sites: list[Site], options: SimulatedOptions, stora
                 threads.submit(_write_site, _channel_uris(root, site, options), image, storage)
                 for site, image in zip(block, fields.images, strict=True)
             ]
+            progress.add(len(block))
         _finish(waiting, keep=0)
 
 

@@ -50,7 +50,7 @@ def run_config(folder: Path, channels: int, **sections: dict[str, Any]) -> RunCo
         "encode": {"batch_size": 4},
         "training": {"max_steps": 2, "batch_size": 4, "checkpoint_every": 2, "sample_every": 2},
         "generation": {"sampler": "ddim", "steps": 2, "n": 4, "batch_size": 4, "format": "png"},
-        "evaluation": {"n": 3},
+        "evaluation": {"extractor": "efficientnet_lite0", "n": 3},
     }
     return run_of({**values, **sections})
 

@@ -16,7 +16,7 @@ from morphoray import schema
 from morphoray.config import EvaluationConfig, ImageConfig, MethodConfig
 from morphoray.datasets.simulator.fields import draw_fields
 from morphoray.datasets.simulator.phenotype import BatchEffect, Phenotype
-from morphoray.errors import ConfigError, DataError
+from morphoray.errors import ConfigError, DataError, MissingObjectError
 from morphoray.evaluation.cohorts import frechet_matrix, moments
 from morphoray.evaluation.features import load_extractor
 from morphoray.imaging.channels import MAPPINGS
@@ -63,7 +63,7 @@ def test_a_run_and_a_foreign_folder_are_measured_once_in_each_group_of_batches(
     values["generation"] |= {"n": 9}
     methods = {"impa": {"images": str(tmp_path / "impa")}}
     subsets = {"kid_subset_size": 3, "kid_subsets": 5}
-    values["evaluation"] = {"n": 9, "methods": methods, "repeats": 2, "protocol": "paper"} | subsets
+    values["evaluation"] |= {"n": 9, "methods": methods, "repeats": 2, "protocol": "paper"} | subsets
     config = run_of(values)
     run_train(config)
     report = run_evaluate(config)
@@ -167,7 +167,7 @@ def test_profiles_are_measured_once_and_cells_are_cut_alike(
     (method / "large" / "broken.png").write_bytes(b"no image")
     values: dict[str, Any] = settings(tmp_path / "run", images, codec_folder, max_steps=1, sample_every=None)
     values["image"] = {"resolution": 96, "fit": "crop"}
-    values["evaluation"] = {
+    values["evaluation"] |= {
         "n": 4,
         "repeats": 2,
         "methods": {"simulated": {"images": str(method)}},
@@ -281,7 +281,7 @@ def test_features_that_are_not_finite_are_counted_and_none_at_all_is_an_error(
     values: dict[str, Any] = settings(tmp_path / "run", images, codec_folder, max_steps=1, sample_every=None)
     values["generation"] |= {"n": 6}
     methods = {"impa": {"images": str(tmp_path / "impa")}}
-    values["evaluation"] = {"n": 3, "methods": methods, "repeats": 2}
+    values["evaluation"] |= {"n": 3, "methods": methods, "repeats": 2}
     values["evaluation"]["extractor"] = blind(tmp_path / "blind.pt", 5)
     run_train(run_of(values))
     run_evaluate(run_of(values))
@@ -298,11 +298,14 @@ def test_too_few_images_are_told_and_no_image_is_an_error(
     images = make_images(tmp_path / "images", count=4)
     values: dict[str, Any] = settings(tmp_path / "run", images, codec_folder, max_steps=1, sample_every=None)
     run_train(run_of(values))
+    with pytest.raises(MissingObjectError, match=r"absent\.pt"):
+        run_evaluate(run_of(values, f"evaluation.extractor=inception:{tmp_path}/absent.pt"))
+    assert not (tmp_path / "run" / "images").exists()  # told before anything is generated
     with pytest.raises(
         DataError, match=r"dmso, seen batches: 2 real images \(2 N are needed\) and 2 conditional"
     ):
         run_evaluate(run_of(values))
-    values["evaluation"] = {"experiments": ["p7"]}
+    values["evaluation"]["experiments"] = ["p7"]
     with pytest.raises(ConfigError, match=r"evaluation.experiments: found \['p7'\], the data have p0, p1"):
         run_evaluate(run_of(values))
 

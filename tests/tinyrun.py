@@ -66,6 +66,7 @@ def settings(run_dir: str | Path, images: Path, codec: Path, **training: Any) ->
         }
         | training,
         "generation": {"sampler": "ddim", "steps": 2, "n": 2, "batch_size": 4},
+        "evaluation": {"extractor": "efficientnet_lite0"},
     }
 
 

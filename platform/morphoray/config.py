@@ -253,7 +253,7 @@ class CellsConfig(Section):
 class EvaluationConfig(Section):
     """How generated images are compared with real ones."""
 
-    extractor: str = "efficientnet_lite0"
+    extractor: str = "inception"  # downloads its weights; efficientnet_lite0 comes with morphoray[eval]
     n: int = Field(500, ge=2)  # most images a set; every distance uses the same N on both sides
     experiments: tuple[str, ...] | None = None  # the real images'; None: all, seen and held-out ones apart
     methods: dict[str, MethodConfig] = Field({})  # compared with this run's own model, which is `conditional`

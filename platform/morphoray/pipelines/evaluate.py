@@ -79,9 +79,9 @@ def evaluate(
     methods = methods_of(config)
     sites = read_sites(config)
     cells = cell_finder(config, sites)
+    extractor = _extractor(config, storage)  # first: its weights may be out of reach, and images take long
     perturbations, unseen = from_rows(sites), unseen_perturbations(sites)
     compared = _compared(config, methods, perturbations, out)
-    extractor = _extractor(config, storage)
     parts = feature_parts(config, storage, extractor, cells, out)
     found = _measure(config, compared, sites, parts, extractor, cells)
     profiles = _profiles(config, compared, sites, out)

@@ -80,14 +80,13 @@ def evaluate(
     sites = read_sites(config)
     cells = cell_finder(config, sites)
     extractor = _extractor(config, storage)  # first: its weights may be out of reach, and images take long
-    perturbations, unseen = from_rows(sites), unseen_perturbations(sites)
-    compared = _compared(config, methods, perturbations, out)
+    compared = _compared(config, methods, sites, out)
     parts = feature_parts(config, storage, extractor, cells, out)
     found = _measure(config, compared, sites, parts, extractor, cells)
     profiles = _profiles(config, compared, sites, out)
     unread = [*parts.quarantine, *(profiles.quarantine if profiles else ())]
-    nearest, unknown = _novelties(config, perturbations, unseen)
-    shown = ShownImages(config, found.rows, list(methods), unseen, compared.controls)
+    nearest, unknown = _novelties(config, compared)
+    shown = ShownImages(config, found.rows, list(methods), compared.unseen, compared.controls)
     curves = {name: run for name, method in methods.items() if (run := run_of(config, method))}
     data = ReportData(
         title=title,
@@ -125,7 +124,7 @@ def _profiles(config: RunConfig, compared: "Compared", sites: pa.Table, out: str
     if settings is None:
         return None
     names = [item.perturbation_id for item in compared.shared]
-    profiles = measure_profiles(config, settings, compared.methods, names, sites, out)
+    profiles = measure_profiles(config, settings, compared.methods, names, compared.perturbations, sites, out)
     storage_from(config.storage).write_table(join(out, "profiles.parquet"), profiles.table)
     return profiles
 
@@ -144,18 +143,26 @@ def methods_of(config: RunConfig) -> dict[str, MethodConfig]:
 
 @dataclass(frozen=True)
 class Compared:
-    """The methods' images, the perturbations that all have, the data's controls, and what was left out."""
+    """The methods' images; the data's perturbations, those that all methods have, and those never trained on.
+
+    notes: what was left out.
+    """
 
     methods: Sequence[MethodImages]
+    perturbations: Sequence[Perturbation]
     shared: Sequence[Perturbation]
-    controls: Sequence[str]
+    unseen: set[str]
     notes: Sequence[str]
 
+    @property
+    def controls(self) -> list[str]:
+        """The ids of the data's controls."""
+        return [item.perturbation_id for item in self.perturbations if item.is_control]
 
-def _compared(
-    config: RunConfig, methods: Mapping[str, MethodConfig], perturbations: Sequence[Perturbation], out: str
-) -> Compared:
+
+def _compared(config: RunConfig, methods: Mapping[str, MethodConfig], sites: pa.Table, out: str) -> Compared:
     """Every method's images, generated where they are missing. Raises DataError when none can be compared."""
+    perturbations = from_rows(sites)
     found, notes = [], []
     for name, method in methods.items():
         made = method_images(config, name, method, out)
@@ -170,8 +177,7 @@ def _compared(
         notes.append(f"{len(left)} perturbations are left out that not every method has: {_few(left)}.")
     if not shared:
         raise DataError("evaluate: no perturbation has images of every method. See evaluation.methods.")
-    controls = [item.perturbation_id for item in perturbations if item.is_control]
-    return Compared(found, shared, controls, notes)
+    return Compared(found, perturbations, shared, unseen_perturbations(sites), notes)
 
 
 def folder_notes(config: RunConfig, made: MethodImages) -> list[str]:
@@ -232,8 +238,7 @@ def _measure(
     tables, notes = finite(tables)
     notes += [*told, *mixed(config, sites)]
     models = [method.name for method in compared.methods]
-    unseen = unseen_perturbations(sites)
-    reference = Reference(config, tables, models, compared.shared, compared.controls, unseen)
+    reference = Reference(config, tables, models, compared.shared, compared.controls, compared.unseen)
     columns = extractor.columns() if isinstance(extractor, ChannelExtractor) else {}
     sampling = Sampling(
         settings.n, settings.repeats, settings.kid_subset_size, settings.kid_subsets, config.seed
@@ -253,14 +258,12 @@ def _measure(
     return Found(rows, measured, excluded, notes)
 
 
-def _novelties(
-    config: RunConfig, perturbations: Sequence[Perturbation], names: set[str]
-) -> tuple[dict[str, Novelty], list[str]]:
-    """How far every unseen perturbation (`names`) is from training; or a note why that can't be told."""
-    unseen = [item for item in perturbations if item.perturbation_id in names]
+def _novelties(config: RunConfig, compared: Compared) -> tuple[dict[str, Novelty], list[str]]:
+    """How far every unseen perturbation is from training; or a note why that can't be told."""
+    unseen = [item for item in compared.perturbations if item.perturbation_id in compared.unseen]
     if not unseen:
         return {}, []
-    training = [item for item in perturbations if item.perturbation_id not in names]
+    training = [item for item in compared.perturbations if item.perturbation_id not in compared.unseen]
     try:
         return novelties(unseen, training, fit_conditions(config).vectors), []
     except MissingExtraError as error:

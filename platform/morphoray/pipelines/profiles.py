@@ -17,7 +17,7 @@ from morphoray.evaluation.measurements import DEFAULT_FAMILIES, feature_names, i
 from morphoray.evaluation.profile_analysis import profile_results
 from morphoray.evaluation.profile_results import ProfileResults
 from morphoray.evaluation.segmentation import SegmentationOptions, segment
-from morphoray.perturbations.base import Perturbation, from_rows, plain_id
+from morphoray.perturbations.base import Perturbation, plain_id
 from morphoray.pipelines.cells import segmentation_options
 from morphoray.pipelines.encode import read_plan
 from morphoray.pipelines.image_parts import ImageParts, ImageRow, images_of, measured_part
@@ -70,24 +70,26 @@ def measure_profiles(
     settings: ProfilesConfig,
     methods: Sequence[MethodImages],
     names: Sequence[str],
+    perturbations: Sequence[Perturbation],
     sites: pa.Table,
     out: str,
 ) -> MeasuredProfiles:
-    """Profiles of these perturbations' real images and of every method's; <out>/measurements keeps the parts.
+    """Profiles of real images and every method's of `names`; <out>/measurements keeps the parts.
 
-    A part that is there is not measured again. Raises ConfigError for segmentation options that don't fit.
+    perturbations: all of the data, the controls among them. A part that is there is not measured again.
+    Raises ConfigError for segmentation options that don't fit.
     """
     options = segmentation_options(config, sites)
     channels, families = mapping_of(config).outputs, settings.families or DEFAULT_FAMILIES
     features = feature_names(channels, families)
-    perturbations = {item.perturbation_id: item for item in from_rows(sites)}
-    rows, notes = _real_rows(config, settings, sites, names, perturbations)
+    rows, notes = _real_rows(config, settings, sites, names)
     for method in methods:
         rows += [row for row in at_most(method.rows, settings.n) if row.perturbation_id in names]
     parts = _parts(config, settings, options, families, out)
     holding = {"options": options, "channels": channels, "families": families}
     tables = [table for _, table in parts.measure(rows, MeasurementPart, holding)]
-    images = _described(pa.concat_tables(tables), features, perturbations, sites)
+    known = {item.perturbation_id: item for item in perturbations}
+    images = _described(pa.concat_tables(tables), features, known, sites)
     results = profile_results(
         images,
         [method.name for method in methods],
@@ -139,7 +141,6 @@ def _real_rows(
     settings: ProfilesConfig,
     sites: pa.Table,
     names: Sequence[str],
-    perturbations: Mapping[str, Perturbation],
 ) -> tuple[list[ImageRow], list[str]]:
     """Real images of the perturbations, and controls of the groups that they are normalised in."""
     real = evaluated_sites(config, sites)

@@ -83,14 +83,22 @@ def test_fidelity_by_hand() -> None:
 
 
 def test_copies_are_found(rng: np.random.Generator) -> None:
-    training, held_out, fresh = (rng.normal(size=(400, 6)) for _ in range(3))
-    honest = memorisation(training, held_out, fresh)
+    training, fresh = (rng.normal(size=(400, 6)) for _ in range(2))
+    fields = np.arange(400)
+    honest = memorisation(training, fields, fresh)
     assert honest.ratio == pytest.approx(1, abs=0.1) and honest.share < 0.05
-    copied = memorisation(training, held_out, training[:100] + 1e-3)
+    copied = memorisation(training, fields, training[:100] + 1e-3)
     assert copied.ratio < 0.02 and copied.share == 1
     assert nearest_distance(training[:1], training)[0] == 0
-    with pytest.raises(DataError, match="held-out images are training images"):
-        memorisation(training, training, fresh)
+    partly = memorisation(training, fields, np.concatenate([training[:80], fresh[80:]]))
+    assert partly.ratio > 0.8 and partly.share > 0.19  # a fifth copied: medians hardly move
+    crops = np.repeat(training[:100], 4, axis=0) + 0.01 * rng.normal(size=(400, 6))
+    assert memorisation(crops, np.repeat(fields[:100], 4), fresh).ratio == pytest.approx(1, abs=0.15)
+    assert memorisation(crops, fields, fresh).ratio > 10  # each crop beside one of its own field
+    with pytest.raises(DataError, match="every second training image is there twice"):
+        memorisation(np.repeat(training, 2, axis=0), np.arange(800), fresh)
+    with pytest.raises(DataError, match="training images of one field"):
+        memorisation(training, np.zeros(400), fresh)
 
 
 def test_the_extrapolated_distance_has_less_bias(rng: np.random.Generator) -> None:

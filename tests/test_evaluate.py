@@ -302,7 +302,7 @@ def test_too_few_images_are_told_and_no_image_is_an_error(
         run_evaluate(run_of(values, f"evaluation.extractor=inception:{tmp_path}/absent.pt"))
     assert not (tmp_path / "run" / "images").exists()  # told before anything is generated
     with pytest.raises(
-        DataError, match=r"dmso, seen batches: 2 real images \(2 N are needed\) and 2 conditional"
+        DataError, match=r"dmso, seen batches: 2 real images of 2 fields \(2 N are needed, .*\) and 2 condit"
     ):
         run_evaluate(run_of(values))
     values["evaluation"]["experiments"] = ["p7"]

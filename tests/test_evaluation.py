@@ -115,9 +115,9 @@ def test_kid_of_subsets_is_the_mean_of_clean_fids_on_them_with_their_interval(
     assert found == distances.compare(b, {"ours": a}, np.random.default_rng(0), **given)
     drawing, theirs = np.random.default_rng(0), []
     for _ in range(400):
-        order = drawing.permutation(len(b))
+        _, reference = distances.halves(np.arange(len(b)), drawing)
         subset = a[drawing.choice(len(a), 30, replace=False)]
-        theirs.append(kernel_distance(subset, b[order[30:60]], num_subsets=1))
+        theirs.append(kernel_distance(subset, b[reference[:30]], num_subsets=1))
     ours = found["ours"]
     assert (ours.n_a, ours.n_b, ours.draws) == (30, 30, 400)
     assert ours.value == pytest.approx(np.mean(theirs), rel=1e-9)
@@ -131,6 +131,33 @@ def test_floor_falls_with_n_and_says_n(rng: np.random.Generator) -> None:
     small, large = (distances.floor(real, n, rng) for n in (20, 200))
     assert small.value > 3 * large.value
     assert (small.n_a, small.n_b, small.draws) == (20, 20, 10)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "least"), [([1] * 7, 3), ([4] * 4, 8), ([4] * 3, 4), ([1, 2, 6], 1), ([5], 0), ([], 0)]
+)
+def test_no_field_is_on_both_sides(sizes: list[int], least: int, rng: np.random.Generator) -> None:
+    fields = np.repeat([f"field {k}" for k in range(len(sizes))], sizes)
+    assert distances.half_size(fields) == least
+    seen = set()
+    for _ in range(30 if sizes else 0):
+        first, second = distances.halves(fields, rng)
+        assert sorted([*first, *second]) == list(range(len(fields)))
+        assert not set(fields[first]) & set(fields[second])
+        assert min(len(first), len(second)) >= least
+        seen.add(tuple(sorted(first)))
+    assert len(seen) > 1 or len(sizes) < 2
+
+
+def test_crops_of_one_field_are_no_floor_for_each_other(rng: np.random.Generator) -> None:
+    """Fields differ by more than crops of one field do: split by image, real images look far too near."""
+    fields = np.repeat(np.arange(60), 4)
+    real = rng.normal(size=(60, 16))[fields] + 0.2 * rng.normal(size=(240, 16))
+    fresh = rng.normal(size=(120, 16)) + 0.2 * rng.normal(size=(120, 16))
+    by_image = distances.compare(real, {"fresh": fresh}, rng, n=100, repeats=20)
+    by_field = distances.compare(real, {"fresh": fresh}, rng, n=100, repeats=20, groups=fields)
+    assert by_image["floor"].value < 0.6 * by_image["fresh"].value
+    assert by_field["floor"].value > by_field["fresh"].value
 
 
 def test_compare_holds_n_and_the_reference_equal(rng: np.random.Generator) -> None:
@@ -151,7 +178,7 @@ def test_compare_holds_n_and_the_reference_equal(rng: np.random.Generator) -> No
 
 def test_compare_refuses_what_it_cannot_do(rng: np.random.Generator) -> None:
     real = gaussian_features(rng, 20, 4)
-    with pytest.raises(DataError, match="20 real images, 7 ours: enough for N = 7, not for 8"):
+    with pytest.raises(DataError, match="20 real images of 20 fields, 7 ours: enough for N = 7, not for 8"):
         distances.compare(real, {"ours": real[:7]}, rng, n=8)
     with pytest.raises(DataError, match="19 reconstructions"):
         distances.compare(real, {}, rng, reconstructed=real[1:])

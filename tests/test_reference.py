@@ -1,5 +1,6 @@
 """What an evaluation measures against, without Ray: groups of batches, padding, bad input, novelty, scale."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,7 @@ def table(*rows: tuple[str, str, float]) -> FeatureTable:
     """Features of (perturbation, experiment, value), two alike columns."""
     values = np.array([[value, value] for _, _, value in rows], np.float32).reshape(-1, 2)
     names, experiments = (np.array([row[k] for row in rows], object) for k in (0, 1))
-    return FeatureTable(values, names, experiments, np.array([f"i{k}" for k in range(len(rows))], object))
+    return FeatureTable(values, names, experiments, np.array([f"i{k}#0" for k in range(len(rows))], object))
 
 
 NAN = float("nan")
@@ -190,7 +191,8 @@ def reference(tmp_path: Path, **evaluation: Any) -> Reference:
     tables |= {f"codec/{batches}": tables[f"real/{batches}"] for batches in (SEEN, HELD_OUT)}
     shared = [Perturbation(name, "compound", is_control=name == "dmso") for name in ("dmso", "new", "taxol")]
     config = config_of(tmp_path, **evaluation)
-    return Reference(config, tables, ["conditional", "impa"], shared, ["dmso"], {"new"})
+    fields = {owner: owner for table in tables.values() for owner in table.owners}
+    return Reference(config, tables, ["conditional", "impa"], shared, ["dmso"], {"new"}, fields)
 
 
 def test_each_group_has_its_own_reference_and_baselines(tmp_path: Path) -> None:
@@ -214,10 +216,10 @@ def test_each_group_has_its_own_reference_and_baselines(tmp_path: Path) -> None:
 
 def test_what_keeps_n_low_is_told(tmp_path: Path) -> None:
     made = reference(tmp_path)
-    ours = Reference(made.config, made.tables, ["conditional"], made.shared, made.controls, made.unseen)
+    ours = replace(made, methods=["conditional"])
     assert limits(ours.cohorts(SEEN), 3, "seen batches") == [
         "In seen batches N is below evaluation.n = 3 for 1 perturbations, for want of real images "
-        "(2 N are needed).",
+        "(2 N are needed, no field on both sides).",
         "In seen batches N is below evaluation.n = 3 for 1 perturbations, for want of images of conditional.",
     ]
     assert limits(ours.cohorts(SEEN), 2, "seen batches") == []
@@ -243,7 +245,10 @@ def test_too_few_images_lower_n_or_leave_the_perturbation_out(
     cohort = Cohort("p", sets[0], {"ours": sets[1], "impa": sets[2]}, sets[0], padded=sets[3])
     found = measure([cohort], Sampling(12, 3, kid_subset_size=5, kid_subsets=4))
     if n is None:
-        counts = f"{real} real images (2 N are needed) and {ours} ours, {impa} impa: enough for N = "
+        counts = (
+            f"{real} real images of {real} fields (2 N are needed, no field on both sides) and {ours} ours, "
+            f"{impa} impa: enough for N = "
+        )
         assert found.excluded["p"].startswith(counts) and found.distances == {}
         return
     frechet, kid = found.distances["p"]["frechet"]["ours"], found.distances["p"]["kid"]["impa"]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +10,7 @@ import numpy.typing as npt
 from morphoray.errors import DataError
 
 Features = npt.NDArray[np.floating]
+Groups = npt.NDArray[Any]  # (N,) what each image was cut out of: a field, whose images are alike
 Float64 = npt.NDArray[np.float64]
 FeaturesT = TypeVar("FeaturesT", bound=Features)
 
@@ -73,9 +74,7 @@ def frechet_at_infinity(
     most = min(len(first), len(second))
     inverse = np.linspace(4 / most, 1 / most, sizes)
     counts = np.repeat(np.unique(np.rint(1 / inverse).astype(int)), repeats)
-    values = [
-        frechet(_draw(first, int(n), generator), _draw(second, int(n), generator)).value for n in counts
-    ]
+    values = [frechet(draw(first, int(n), generator), draw(second, int(n), generator)).value for n in counts]
     design = np.stack([np.ones(len(counts)), 1 / counts], axis=1)
     solution, *_ = np.linalg.lstsq(design, np.array(values), rcond=None)
     residual = np.array(values) - design @ solution
@@ -110,17 +109,48 @@ def floor(
     generator: np.random.Generator,
     repeats: int = 10,
     metric: Metric = frechet,
+    groups: Groups | None = None,
 ) -> Distance:
     """The distance of real images from real ones: random disjoint halves of n images each, averaged.
 
     Raises DataError when there are fewer than 2 n images.
     """
-    return compare(real, {}, generator, n=n, repeats=repeats, metric=metric)[FLOOR]
+    return compare(real, {}, generator, n=n, repeats=repeats, metric=metric, groups=groups)[FLOOR]
 
 
-def largest_n(real: Features, generated: Mapping[str, Features]) -> int:
+def half_size(groups: Groups) -> int:
+    """Images that either of two `halves` surely has: all but the odd group's, or (N − the largest) / 2."""
+    _, sizes = np.unique(groups, return_counts=True)
+    if len(sizes) < 2:
+        return 0
+    if sizes.min() == sizes.max():
+        return int(sizes[0]) * (len(sizes) // 2)
+    return int(sizes.sum() - sizes.max()) // 2
+
+
+def halves(
+    groups: Groups, generator: np.random.Generator
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Rows of two random halves in random order, no group in both; neither has fewer than `half_size`.
+
+    Images of one field are more alike than those of two: with a field on both sides real images would be
+    nearer to real ones than any other image can be. Groups come in random order, each to the smaller half.
+    """
+    _, numbers = np.unique(groups, return_inverse=True)
+    sizes = np.bincount(numbers)
+    sides = np.zeros(len(sizes), np.intp)
+    filled = [0, 0]
+    for group in generator.permutation(len(sizes)):
+        side = int(filled[1] < filled[0])
+        sides[group] = side
+        filled[side] += sizes[group]
+    order = generator.permutation(len(numbers))
+    return order[sides[numbers[order]] == 0], order[sides[numbers[order]] == 1]
+
+
+def largest_n(groups: Groups, generated: Mapping[str, Features]) -> int:
     """The largest N at which all can be compared: half the real images, or all of the fewest generated."""
-    return min([len(real) // 2, *(len(features) for features in generated.values())])
+    return min([half_size(groups), *(len(features) for features in generated.values())])
 
 
 def compare(
@@ -132,40 +162,45 @@ def compare(
     n: int | None = None,
     repeats: int = 10,
     metric: Metric = frechet,
+    groups: Groups | None = None,
 ) -> dict[str, Distance]:
     """Distances of every method from the same n real images, each the mean of `repeats` random draws.
 
-    Each draw splits the real images into disjoint A and B of n images. From B are measured: A itself (key
+    Each draw splits the real images into A and B of n images, none of B cut out of a field of A's (`groups`;
+    None: each image is of a field of its own). From B are measured: A itself (key
     'floor'), n random images of each generated set (its own key), and, when given, the reconstructions of A
     (key 'codec'; row i of `reconstructed` is the codec's output for row i of `real`). Measured against A
     instead, the codec would profit from being compared with the very images it saw.
 
     Raises DataError when n (default: the largest possible) exceeds half the real or all the generated images.
     """
-    most = largest_n(real, generated)
+    groups = np.arange(len(real)) if groups is None else groups
+    most = largest_n(groups, generated)
     n = most if n is None else n
     if not 2 <= n <= most:
         counts = ", ".join(f"{len(features)} {name}" for name, features in generated.items())
+        fields = len(np.unique(groups))
         raise DataError(
-            f"found {len(real)} real images{', ' + counts if counts else ''}: enough for N = {most}, not for "
-            f"{n} (expected 2 or more, and 2 N real images). Make more images or lower n."
+            f"found {len(real)} real images of {fields} fields{', ' + counts if counts else ''}: enough for "
+            f"N = {most}, not for {n} (expected 2 or more, and 2 N real images). Make more images or lower n."
         )
     if reconstructed is not None and len(reconstructed) != len(real):
         raise DataError(f"found {len(reconstructed)} reconstructions, expected one a real image: {len(real)}")
     values: dict[str, list[float]] = {}
     for _ in range(repeats):
-        order = generator.permutation(len(real))
-        ours, reference = order[:n], real[order[n : 2 * n]]
+        first, second = halves(groups, generator)
+        ours, reference = first[:n], real[second[:n]]
         sets = {FLOOR: real[ours]}
         if reconstructed is not None:
             sets[CODEC] = reconstructed[ours]
-        sets |= {name: _draw(features, n, generator) for name, features in generated.items()}
+        sets |= {name: draw(features, n, generator) for name, features in generated.items()}
         for name, features in sets.items():
             values.setdefault(name, []).append(metric(features, reference).value)
     return {name: _mean(found, n) for name, found in values.items()}
 
 
-def _draw(features: FeaturesT, n: int, generator: np.random.Generator) -> FeaturesT:
+def draw(features: FeaturesT, n: int, generator: np.random.Generator) -> FeaturesT:
+    """n random rows, none twice."""
     return cast(FeaturesT, features[generator.choice(len(features), n, replace=False)])
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from morphoray.errors import DataError
-from morphoray.evaluation.distances import Features, Float64, checked
+from morphoray.evaluation.distances import Features, Float64, Groups, checked
 
 NEIGHBOURS = 5
 
@@ -53,23 +53,33 @@ def nearest_distance(of: Features, among: Features) -> npt.NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Memorisation:
-    """Whether generated images lie nearer to training images than held-out real images do.
+    """Whether generated images lie nearer to training images than these lie to those of other fields.
 
-    ratio: median nearest-neighbour distance of generated over that of held-out images; well below 1 means
-    copying. share: of generated images nearer than the nearest 1 % of held-out ones.
+    ratio: median nearest-neighbour distance of generated over that of training images; well below 1 means
+    copying. share: of generated images nearer than the nearest 1 % of training ones; 0.01 without copies.
     """
 
     ratio: float
     share: float
 
 
-def memorisation(training: Features, held_out: Features, generated: Features) -> Memorisation:
-    """Nearest-neighbour distances to training images, of generated against held-out real ones."""
-    expected = nearest_distance(held_out, training)
+def memorisation(training: Features, groups: Groups, generated: Features) -> Memorisation:
+    """Nearest-neighbour distances to training images, of generated ones and of these to each other.
+
+    groups: the field that each training image was cut out of; its own field's images don't count. Held-out
+    images of another batch would lie further away for the batch alone. Raises DataError for one field, or
+    for training images that are there twice.
+    """
+    ours = checked(training, 2)
+    if len(np.unique(groups)) < 2:
+        raise DataError("memorisation: found training images of one field, expected two or more")
+    between = _distances(ours, ours)
+    between[groups[:, None] == groups[None]] = np.inf
+    expected = between.min(1)
     found = nearest_distance(generated, training)
     median = float(np.median(expected))
     if median == 0:
-        raise DataError("memorisation: the held-out images are training images, expected others")
+        raise DataError("memorisation: every second training image is there twice, expected different ones")
     threshold = np.quantile(expected, 0.01)
     return Memorisation(float(np.median(found)) / median, float((found < threshold).mean()))
 

@@ -10,11 +10,15 @@ from morphoray.evaluation.cohorts import Moments, frechet_matrix, matched_ranks,
 from morphoray.evaluation.distances import (
     FLOOR,
     Distance,
+    Groups,
     Metric,
     compare,
+    draw,
     frechet,
     frechet_at_infinity,
+    halves,
     kid_full,
+    largest_n,
 )
 from morphoray.evaluation.fidelity import fidelity, memorisation
 from morphoray.seeds import numpy_generator
@@ -22,6 +26,7 @@ from morphoray.seeds import numpy_generator
 Features = npt.NDArray[np.float32]
 
 FRECHET, KID = "frechet", "kid"
+RATIO, SHARE = "nearest_training_ratio", "nearest_training_share"
 FRECHET_PAPER, KID_PAPER = "frechet_paper", "kid_paper"  # to real images padded by flips and turns
 CONTROL, OTHER, TRAINED = "copy_control", "other_perturbation", "trained"
 LEAST_AT_INFINITY = 100  # images; below, the extrapolation says nothing
@@ -55,6 +60,8 @@ class Cohort:
     controls of the same experiments. other: another perturbation's real images. trained: real images of this
     perturbation that training saw, when the reference is other ones. padded: real images and flipped or
     turned copies of them, as many as the paper's protocol wants. Empty sets are left out of every result.
+    groups, trained_groups: (N,) the field that each real and trained image was cut out of; None: all of
+    different ones.
     """
 
     perturbation_id: str
@@ -65,11 +72,18 @@ class Cohort:
     other: Features | None = None
     trained: Features | None = None
     padded: Features | None = None
+    groups: Groups | None = None
+    trained_groups: Groups | None = None
+
+    @property
+    def fields(self) -> Groups:
+        """`groups`, or a number of its own for every image."""
+        return np.arange(len(self.real)) if self.groups is None else self.groups
 
     @property
     def n(self) -> int:
         """The largest N that the real images and every method allow."""
-        return min(len(self.real) // 2, *(len(features) for features in self.generated.values()))
+        return largest_n(self.fields, self.generated)
 
     def sets(self, n: int) -> dict[str, Features]:
         """The generated sets, and the baselines of real images that have n or more."""
@@ -109,7 +123,8 @@ def measure(
         n = min(cohort.n, sampling.n)
         if n < LEAST:
             found.excluded[cohort.perturbation_id] = (
-                f"{len(cohort.real)} real images (2 N are needed) and "
+                f"{len(cohort.real)} real images of {len(np.unique(cohort.fields))} fields (2 N are needed, "
+                "no field on both sides) and "
                 + ", ".join(f"{len(features)} {name}" for name, features in cohort.generated.items())
                 + f": enough for N = {n}, expected {LEAST} or more"
             )
@@ -120,9 +135,8 @@ def measure(
                 for name, part in (columns or {}).items()
             }
     kept = [cohort for cohort in cohorts if cohort.perturbation_id in found.distances]
-    for method in dict.fromkeys(name for cohort in kept for name in cohort.generated):
-        for name, rank in _ranks(kept, method, sampling, matrix).items():
-            found.distances[name].setdefault("rank", {})[method] = rank
+    for name, ranks in _ranks(kept, sampling, matrix).items():
+        found.distances[name]["rank"] = ranks
     return found
 
 
@@ -139,24 +153,33 @@ def measure_one(cohort: Cohort, n: int, sampling: Sampling) -> Distances:
         found[FRECHET_PAPER] = {name: frechet(values, cohort.padded) for name, values in first.items()}
         found[KID_PAPER] = {name: kid_full(values, cohort.padded) for name, values in first.items()}
     generator = numpy_generator("fidelity", seed, cohort.perturbation_id)
+    ours, reference = (cohort.real[rows[:n]] for rows in halves(cohort.fields, generator))
+    drawn = {name: draw(values, n, generator) for name, values in sets.items()} | {FLOOR: ours}
     if n >= LEAST_AT_INFINITY:
         found["frechet_infinity"] = {
-            name: frechet_at_infinity(values, cohort.real, generator)
-            for name, values in cohort.generated.items()
+            name: frechet_at_infinity(drawn[name], reference, generator)
+            for name in (*cohort.generated, FLOOR)
         }
     if n >= LEAST_FIDELITY:
-        order = generator.permutation(len(cohort.real))
-        reference, ours = cohort.real[order[:n]], cohort.real[order[n : 2 * n]]
-        for name, values in {**sets, FLOOR: ours}.items():
-            drawn = values[generator.permutation(len(values))[:n]]
-            for metric, value in vars(fidelity(reference, drawn)).items():
+        for name, values in drawn.items():
+            for metric, value in vars(fidelity(reference, values)).items():
                 found.setdefault(metric, {})[name] = Distance(value, n, n)
-    if cohort.trained is not None and len(cohort.trained) >= n:
-        for name, values in cohort.generated.items():
-            copied = memorisation(cohort.trained, cohort.real, values)
-            found.setdefault("nearest_training_ratio", {})[name] = Distance(
-                copied.ratio, len(values), len(cohort.trained)
-            )
+    return found | _copied(cohort, n)
+
+
+def _copied(cohort: Cohort, n: int) -> Distances:
+    """How near the generated images lie to those trained on; nothing below n of these, or of one field."""
+    trained = cohort.trained
+    if trained is None or len(trained) < n:
+        return {}
+    groups = np.arange(len(trained)) if cohort.trained_groups is None else cohort.trained_groups
+    if len(np.unique(groups)) < LEAST:
+        return {}
+    found: Distances = {RATIO: {}, SHARE: {}}
+    for name, values in cohort.generated.items():
+        copied = memorisation(trained, groups, values)
+        found[RATIO][name] = Distance(copied.ratio, len(values), len(trained))
+        found[SHARE][name] = Distance(copied.share, len(values), len(trained))
     return found
 
 
@@ -176,6 +199,7 @@ def _compare(
         n=n,
         repeats=repeats,
         metric=metric,
+        groups=cohort.fields,
     )
 
 
@@ -189,25 +213,32 @@ def _channel(cohort: Cohort, part: slice) -> Cohort:
         cohort.perturbation_id,
         cohort.real[:, part],
         {name: features[:, part] for name, features in cohort.generated.items()},
-        *map(cut, (cohort.reconstructed, cohort.control, cohort.other, cohort.trained)),
+        cut(cohort.reconstructed),
+        control=cut(cohort.control),
+        other=cut(cohort.other),
+        trained=cut(cohort.trained),
+        groups=cohort.groups,
     )
 
 
-def _ranks(cohorts: Sequence[Cohort], method: str, sampling: Sampling, matrix: Matrix) -> dict[str, Distance]:
-    """The matched real cohort's rank among all, by Fréchet distance at one N for every pair."""
-    mine = [cohort for cohort in cohorts if len(cohort.generated.get(method, ())) > 0]
-    if len(mine) < 2:
-        return {}
-    n = min(sampling.n, *(min(len(cohort.generated[method]), len(cohort.real)) for cohort in mine))
-    generator = numpy_generator("ranks", sampling.seed, method)
-    generated = [_draw(cohort.generated[method], n, generator) for cohort in mine]
-    real = [_draw(cohort.real, n, generator) for cohort in mine]
-    distances = matrix([moments(each) for each in generated], [moments(each) for each in real])
-    return {
-        cohort.perturbation_id: Distance(float(rank), n, n)
-        for cohort, rank in zip(mine, matched_ranks(distances), strict=True)
-    }
+def _ranks(cohorts: Sequence[Cohort], sampling: Sampling, matrix: Matrix) -> dict[str, dict[str, Distance]]:
+    """By perturbation and method the matched real cohort's rank among all that the method has.
+
+    By Fréchet distance at one N for every pair, for every method from the same draws of the real images.
+    """
+    sizes = [len(each) for cohort in cohorts for each in (cohort.real, *cohort.generated.values())]
+    n = min([sampling.n, *sizes])
+    real = {each.perturbation_id: moments(_drawn(each.real, n, sampling, "real")) for each in cohorts}
+    found: dict[str, dict[str, Distance]] = {name: {} for name in real}
+    for method in dict.fromkeys(name for cohort in cohorts for name in cohort.generated):
+        mine = {each.perturbation_id: each.generated[method] for each in cohorts if method in each.generated}
+        if len(mine) > 1:
+            made = [moments(_drawn(features, n, sampling, method)) for features in mine.values()]
+            ranks = matched_ranks(matrix(made, [real[name] for name in mine]))
+            for name, rank in zip(mine, ranks, strict=True):
+                found[name][method] = Distance(float(rank), n, n)
+    return {name: ranks for name, ranks in found.items() if ranks}
 
 
-def _draw(features: Features, n: int, generator: np.random.Generator) -> Features:
-    return features[generator.permutation(len(features))[:n]]
+def _drawn(features: Features, n: int, sampling: Sampling, key: str) -> Features:
+    return draw(features, n, numpy_generator("ranks", sampling.seed, key))

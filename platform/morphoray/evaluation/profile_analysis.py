@@ -34,6 +34,7 @@ from morphoray.evaluation.profile_scores import (
 )
 from morphoray.evaluation.profiles import (
     REAL,
+    fields_of_view,
     matrix,
     normalise,
     real_controls,
@@ -158,6 +159,9 @@ class _Analysis:
     def _matrix(self, source: str, perturbation: str) -> npt.NDArray[np.float64]:
         return matrix(self._of(source, perturbation), self.features)
 
+    def _fields(self, perturbation: str) -> npt.NDArray[Any] | None:
+        return fields_of_view(self._of(REAL, perturbation))
+
     def _controls(self, apart_from: str) -> pd.DataFrame:
         control = real_controls(self.profiles)
         return self.profiles[control & (self.profiles["Metadata_perturbation_id"] != apart_from)]
@@ -198,7 +202,7 @@ class _Analysis:
             if len(others):
                 real = self._matrix(REAL, name)
                 generator = numpy_generator("profiles", self.seed, name)
-                agreements[name] = agreement(real, others, name, generator)
+                agreements[name] = agreement(real, others, name, generator, self._fields(name))
                 if agreements[name].n >= 2:
                     distances[name] = self._distances(name, agreements[name].n, {source: others})[source]
         halves = {name: found.generated_halves.mean for name, found in agreements.items()}
@@ -206,7 +210,8 @@ class _Analysis:
 
     def _distances(self, name: str, n: int, sets: Mapping[str, Float64]) -> dict[str, Distance]:
         generator = numpy_generator("profile distances", self.seed, name)
-        return compare(self._matrix(REAL, name), sets, generator, n=n, repeats=DRAWS, metric=frechet)
+        real, fields = self._matrix(REAL, name), self._fields(name)
+        return compare(real, sets, generator, n=n, repeats=DRAWS, metric=frechet, groups=fields)
 
     def _ceiling(self, real: SourceProfiles, others: Sequence[SourceProfiles]) -> SourceProfiles:
         """Real halves beside each other, at the n of the first source that can be compared."""

@@ -9,7 +9,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from morphoray.errors import DataError, MissingExtraError
-from morphoray.evaluation.profiles import REAL, matrix
+from morphoray.evaluation.distances import Groups, draw, half_size, halves
+from morphoray.evaluation.profiles import REAL, fields_of_view, matrix
 
 Float64 = npt.NDArray[np.float64]
 
@@ -49,19 +50,23 @@ def agreement(
     generated: Float64,
     perturbation_id: str,
     generator: np.random.Generator,
+    groups: Groups | None = None,
     splits: int = SPLITS,
 ) -> Agreement:
-    """Generated (M, d) with real (N, d) profiles of one perturbation; n = min(N // 2, M)."""
-    n = min(len(real) // 2, len(generated))
+    """Generated (M, d) with real (N, d) profiles of one perturbation; n = min(N // 2, M).
+
+    groups: the fields that the real images were cut out of; no half has a field of the other's.
+    """
+    groups = np.arange(len(real)) if groups is None else groups
+    n = min(half_size(groups), len(generated))
     unknown = Interval(np.nan, np.nan, np.nan)
     whole = spearman(_median(real), _median(generated)) if len(real) and len(generated) else np.nan
     if n < 2:
         return Agreement(perturbation_id, whole, unknown, unknown, n, len(real), len(generated))
     medians: list[tuple[Float64, Float64, Float64]] = []
     for _ in range(splits):
-        order = generator.permutation(len(real))
-        drawn = generator.permutation(len(generated))[:n]
-        medians.append((_median(real[order[:n]]), _median(real[order[n : 2 * n]]), _median(generated[drawn])))
+        sides = [real[rows[:n]] for rows in halves(groups, generator)]
+        medians.append((_median(sides[0]), _median(sides[1]), _median(draw(generated, n, generator))))
     first, second, ours = (np.stack(each) for each in zip(*medians, strict=True))
     within, between = _spearman_rows(first, second), _spearman_rows(first, ours)
     return Agreement(
@@ -79,11 +84,10 @@ def agreements(
     """`agreement` for every Metadata_perturbation_id that has rows of Metadata_source real or `method`."""
     found = []
     for name, rows in profiles.groupby("Metadata_perturbation_id", sort=True):
-        real, generated = (
-            matrix(rows[rows["Metadata_source"] == source], features) for source in (REAL, method)
-        )
-        if len(real) or len(generated):
-            found.append(agreement(real, generated, str(name), generator, splits))
+        ours, theirs = (rows[rows["Metadata_source"] == source] for source in (REAL, method))
+        if len(ours) or len(theirs):
+            sides = matrix(ours, features), matrix(theirs, features)
+            found.append(agreement(*sides, str(name), generator, fields_of_view(ours), splits))
     return found
 
 

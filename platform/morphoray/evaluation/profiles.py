@@ -1,7 +1,8 @@
 """Profiles: measurements normalised on real controls, selected features, medians of wells and treatments.
 
 A table of profiles has the features of measurements.py and, among its Metadata_ columns, these:
-Metadata_source ("real", or a method's name), Metadata_is_control, and Metadata_plate where there are plates.
+Metadata_source ("real", or a method's name), Metadata_is_control, Metadata_plate where there are plates, and
+Metadata_field where several real images were cut out of one field of view.
 """
 
 import warnings
@@ -165,6 +166,11 @@ def matrix(profiles: pd.DataFrame, features: Sequence[str]) -> np.ndarray:
             "Leave out images without cells (with_cells), and select features first."
         )
     return values
+
+
+def fields_of_view(profiles: pd.DataFrame) -> np.ndarray | None:
+    """Metadata_field of every row (N,); None where the table doesn't say."""
+    return profiles["Metadata_field"].to_numpy(object) if "Metadata_field" in profiles else None
 
 
 def with_cells(profiles: pd.DataFrame, features: Sequence[str]) -> tuple[pd.DataFrame, int]:

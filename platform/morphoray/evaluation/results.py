@@ -11,7 +11,17 @@ import pyarrow as pa
 from morphoray import schema
 from morphoray.errors import DataError
 from morphoray.evaluation.distances import CODEC, FLOOR, Distance
-from morphoray.evaluation.measures import CONTROL, FRECHET, FRECHET_PAPER, KID, KID_PAPER, OTHER, TRAINED
+from morphoray.evaluation.measures import (
+    CONTROL,
+    FRECHET,
+    FRECHET_PAPER,
+    KID,
+    KID_PAPER,
+    OTHER,
+    RATIO,
+    SHARE,
+    TRAINED,
+)
 from morphoray.evaluation.novelty import Novelty
 from morphoray.evaluation.profile_results import ProfileResults
 
@@ -64,7 +74,8 @@ METRICS: dict[str, Metric] = {
     "coverage": Metric("Coverage", "higher"),
     FRECHET_PAPER: Metric("Fréchet distance by the paper's padded protocol"),
     KID_PAPER: Metric("Kernel distance by the paper's padded protocol"),
-    "nearest_training_ratio": Metric("Distance to the nearest training image, over held-out ones'", "one"),
+    RATIO: Metric("Distance to the nearest training image, over training images' own", "one"),
+    SHARE: Metric("Share nearer to a training image than the nearest 1 % of these are"),
 }
 HEADLINE = (FRECHET, KID)  # metrics of the first table
 __all__ = ["CODEC", "CONTROL", "FLOOR", "FRECHET", "FRECHET_PAPER", "KID", "KID_PAPER", "OTHER", "TRAINED"]

@@ -26,12 +26,12 @@ from morphoray.evaluation.results import (
 )
 from morphoray.perturbations.base import Perturbation, from_rows
 from morphoray.pipelines.cells import CellFinder, cell_finder
-from morphoray.pipelines.cluster import connected
+from morphoray.pipelines.cluster import connected, preflight
 from morphoray.pipelines.codecs import codec_fingerprint
 from morphoray.pipelines.conditions import fit_conditions
 from morphoray.pipelines.encode import read_plan
 from morphoray.pipelines.features import FeatureTable, measure_features
-from morphoray.pipelines.image_parts import ImageParts, ImageRow
+from morphoray.pipelines.image_parts import ImageParts, ImageRow, measuring_resources, owner_of
 from morphoray.pipelines.layout import dataset_of, layout_of, mapping_of, resolve, storage_from
 from morphoray.pipelines.method_images import (
     MethodImages,
@@ -47,6 +47,7 @@ from morphoray.pipelines.reference import (
     REAL,
     TRAINING,
     Reference,
+    fields_of,
     finite,
     limits,
     mixed,
@@ -79,7 +80,9 @@ def evaluate(
     methods = methods_of(config)
     sites = read_sites(config)
     cells = cell_finder(config, sites)
-    extractor = _extractor(config, storage)  # first: its weights may be out of reach, and images take long
+    # before images are generated, which takes long: the weights may be out of reach, or the cluster too small
+    extractor = _extractor(config, storage)
+    preflight("features", measuring_resources(config.evaluation))
     compared = _compared(config, methods, sites, out)
     parts = feature_parts(config, storage, extractor, cells, out)
     found = _measure(config, compared, sites, parts, extractor, cells)
@@ -238,7 +241,9 @@ def _measure(
     tables, notes = finite(tables)
     notes += [*told, *mixed(config, sites)]
     models = [method.name for method in compared.methods]
-    reference = Reference(config, tables, models, compared.shared, compared.controls, compared.unseen)
+    reference = Reference(
+        config, tables, models, compared.shared, compared.controls, compared.unseen, fields_of(sites)
+    )
     columns = extractor.columns() if isinstance(extractor, ChannelExtractor) else {}
     sampling = Sampling(
         settings.n, settings.repeats, settings.kid_subset_size, settings.kid_subsets, config.seed
@@ -276,7 +281,7 @@ def _cells_note(cells: CellFinder, rows: Sequence[ImageRow], tables: Mapping[str
     for origin in dict.fromkeys(row.origin for row in rows):
         asked = sum(row.origin == origin for row in rows)
         items = list(tables[origin].items)
-        with_cells = len({item.rpartition("#")[0] for item in items})
+        with_cells = len({owner_of(item) for item in items})
         told.append(f"{origin} {len(items)} cells of {with_cells} of {asked} images")
     return [
         f"All distances compare crops of {cells.size} × {cells.size} pixels around single nuclei, found in "

@@ -10,7 +10,7 @@ from morphoray.config import RunConfig
 from morphoray.pipelines.cells import CellFinder
 from morphoray.pipelines.cluster import use_threads
 from morphoray.pipelines.codecs import local_bundle_config
-from morphoray.pipelines.image_parts import ImageParts, ImageRow, images_of, measured_part
+from morphoray.pipelines.image_parts import ImageParts, ImageRow, images_of, measured_part, owner_of
 from morphoray.pipelines.stream import Item
 from morphoray.schema import features_schema
 from morphoray.storage import Storage
@@ -27,11 +27,19 @@ class FeatureTable:
 
     def of(self, perturbation_id: str, experiments: Sequence[str] | None = None) -> np.ndarray:
         """The features of one perturbation, of all experiments or of some."""
+        return self.rows(perturbation_id, experiments).features
+
+    def rows(self, perturbation_id: str, experiments: Sequence[str] | None = None) -> "FeatureTable":
+        """The rows of one perturbation, of all experiments or of some."""
         mask = self.perturbation_ids == perturbation_id
         if experiments is not None:
             mask &= np.isin(self.experiments, list(experiments))
-        found: np.ndarray = self.features[mask]
-        return found
+        return self.where(mask)
+
+    @property
+    def owners(self) -> np.ndarray:
+        """What each image was cut out of (N,): a site's id, or the file or row of a generated one."""
+        return np.array([owner_of(item) for item in self.items], object)
 
     def where(self, mask: np.ndarray) -> "FeatureTable":
         """The images at which the mask (N,) is true."""

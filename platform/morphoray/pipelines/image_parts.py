@@ -184,6 +184,11 @@ def images_of(item: Item) -> np.ndarray:
     return np.frombuffer(bytearray(item["images"]), np.uint8).reshape(shape)
 
 
+def owner_of(item: str) -> str:
+    """The ImageRow.item that one of `measured_part`'s items was cut out of."""
+    return item.rpartition("#")[0]
+
+
 def measured_part(item: Item, owners: Sequence[int], columns: Mapping[str, Any], schema: pa.Schema) -> Item:
     """What `write_measured` takes: the part's table of `schema`, packed, one row for each of `owners`.
 

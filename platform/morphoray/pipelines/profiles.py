@@ -20,10 +20,10 @@ from morphoray.evaluation.segmentation import SegmentationOptions, segment
 from morphoray.perturbations.base import Perturbation, plain_id
 from morphoray.pipelines.cells import segmentation_options
 from morphoray.pipelines.encode import read_plan
-from morphoray.pipelines.image_parts import ImageParts, ImageRow, images_of, measured_part
+from morphoray.pipelines.image_parts import ImageParts, ImageRow, images_of, measured_part, owner_of
 from morphoray.pipelines.layout import dataset_of, mapping_of, storage_from
 from morphoray.pipelines.method_images import MethodImages, at_most
-from morphoray.pipelines.reference import REAL, drawn_rows, evaluated_sites
+from morphoray.pipelines.reference import REAL, drawn_rows, evaluated_sites, fields_of
 from morphoray.pipelines.stream import Item
 from morphoray.seeds import fingerprint
 from morphoray.storage import join
@@ -187,11 +187,9 @@ def _described(
     treatments = [perturbations[name] for name in names]
     columns = ["site_id", "experiment", "well"]
     places = {row["site_id"]: row for row in sites.select(columns).to_pylist()}
+    fields = fields_of(sites)
     plates = dict(zip(sites["site_id"].to_pylist(), _groups(sites, "plate").to_pylist(), strict=True))
-    homes = [
-        item.rpartition("#")[0] if source == REAL else None
-        for source, item in zip(origin, items, strict=True)
-    ]
+    homes = [owner_of(item) if source == REAL else None for source, item in zip(origin, items, strict=True)]
     head = {
         "Metadata_source": origin,
         "Metadata_image": items,
@@ -206,6 +204,7 @@ def _described(
         "Metadata_batch": [home and places[home]["experiment"] for home in homes],
         "Metadata_plate": [home and plates[home] for home in homes],
         "Metadata_well": [home and places[home]["well"] for home in homes],
+        "Metadata_field": [home and fields[home] for home in homes],
         "Metadata_cell_count": table["cell_count"].to_pylist(),
         "Metadata_nucleus_count": table["nucleus_count"].to_pylist(),
     }

@@ -12,6 +12,7 @@ from morphoray.config import RunConfig
 from morphoray.datasets.reading import SITE_COLUMNS
 from morphoray.datasets.splits import SEEN_BATCH, TRAIN
 from morphoray.errors import ConfigError
+from morphoray.evaluation.distances import half_size
 from morphoray.evaluation.measures import Cohort
 from morphoray.evaluation.results import CODEC, HELD_OUT, SEEN
 from morphoray.imaging.crops import VIEWS
@@ -118,6 +119,17 @@ def _padding(config: RunConfig, rows: Sequence[ImageRow], origin: str) -> list[I
     return made
 
 
+def fields_of(sites: pa.Table) -> dict[str, str]:
+    """By site_id the field of view that a site shows, which sites that are crops of one field share.
+
+    Told by experiment, plate, well and site; a site without a well is a field of its own.
+    """
+    columns = sites.select(["site_id", "experiment", "plate", "well", "site"]).to_pydict()
+    return {
+        name: "/".join(place) if place[2] else name for name, *place in zip(*columns.values(), strict=True)
+    }
+
+
 def finite(tables: Mapping[str, FeatureTable]) -> tuple[dict[str, FeatureTable], list[str]]:
     """The tables without images whose features are NaN or infinite, and a note of every origin that had some.
 
@@ -146,7 +158,7 @@ class Reference:
     """What the cohorts of every group of batches are made of.
 
     tables: features by origin. shared: the perturbations that every method has; controls: the data's. unseen:
-    ids that were held out of training.
+    ids that were held out of training. fields: `fields_of` the data's sites.
     """
 
     config: RunConfig
@@ -155,6 +167,7 @@ class Reference:
     shared: Sequence[Perturbation]
     controls: Sequence[str]
     unseen: set[str]
+    fields: Mapping[str, str]
 
     def cohorts(self, batches: str) -> list[Cohort]:
         """The features of every perturbation with real images in that group, and of its baselines."""
@@ -167,37 +180,50 @@ class Reference:
 
     def _cohort(self, batches: str, name: str) -> Cohort:
         real = self.tables[origin_of(REAL, batches)]
-        experiments = sorted(set(real.experiments[real.perturbation_ids == name]))
+        mine, trained = real.rows(name), self._trained(batches, name)
+        experiments = sorted(set(mine.experiments))
         control = [real.of(other, experiments) for other in self.controls if other != name]
         return Cohort(
             name,
-            real.of(name),
+            mine.features,
             {method: self._of(method, name, real) for method in self.methods},
             self.tables[origin_of(CODEC, batches)].of(name),
             control=np.concatenate(control) if control else None,
             other=self._another(real, name, experiments),
-            trained=self._trained(batches, name, real),
+            trained=trained.features if trained else None,
             padded=self._padded(batches, name, real),
+            groups=self._groups(mine),
+            trained_groups=self._groups(trained) if trained else None,
         )
+
+    def _groups(self, table: FeatureTable) -> np.ndarray:
+        """The field that each real image was cut out of."""
+        return np.array([self.fields[owner] for owner in table.owners], object)
 
     def _of(self, origin: str, name: str, real: FeatureTable) -> np.ndarray:
         """An origin's features of a perturbation; (0, width) where it has none."""
         return self.tables[origin].of(name) if origin in self.tables else real.features[:0]
 
     def _another(self, real: FeatureTable, name: str, experiments: Sequence[str]) -> np.ndarray | None:
-        """Real images of the next perturbation, in the order of names, that has some in these experiments."""
-        names = [each.perturbation_id for each in self.shared if not each.is_control]
-        ordered = [other for other in names if other > name] + [other for other in names if other < name]
-        sets = (real.of(other, experiments) for other in ordered)
+        """Real images of another treatment in these experiments, of another mechanism where both are known.
+
+        Drawn by the run's seed among those that have some.
+        """
+        mechanisms = {each.perturbation_id: each.moa for each in self.shared if not each.is_control}
+        names = [other for other in mechanisms if other != name]
+        own = mechanisms.get(name)
+        apart = [other for other in names if own and mechanisms[other] not in (None, own)]
+        ordered = numpy_generator("another", self.config.seed, name).permutation(sorted(apart or names))
+        sets = (real.of(str(other), experiments) for other in ordered)
         return next((found for found in sets if len(found)), None)
 
-    def _trained(self, batches: str, name: str, real: FeatureTable) -> np.ndarray | None:
+    def _trained(self, batches: str, name: str) -> FeatureTable | None:
         """Where the reference is of held-out batches: the images that training saw of a seen perturbation."""
         if batches != HELD_OUT or name in self.unseen:
             return None
         origin = TRAINING if self.config.evaluation.experiments else origin_of(REAL, SEEN)
-        found = self._of(origin, name, real)
-        return found if len(found) else None
+        found = self.tables[origin].rows(name) if origin in self.tables else None
+        return found if found is not None and len(found.features) else None
 
     def _padded(self, batches: str, name: str, real: FeatureTable) -> np.ndarray | None:
         """By the paper's protocol: the first evaluation.n of the real images and their copies."""
@@ -212,7 +238,7 @@ def limits(found: Sequence[Cohort], n: int, where: str) -> list[str]:
     counts: Counter[str] = Counter()
     for cohort in found:
         if cohort.n < n:
-            sides = {"real images (2 N are needed)": len(cohort.real) // 2}
+            sides = {"real images (2 N are needed, no field on both sides)": half_size(cohort.fields)}
             sides |= {f"images of {name}": len(features) for name, features in cohort.generated.items()}
             counts[min(sides, key=lambda side: sides[side])] += 1
     return [

@@ -108,14 +108,14 @@ def _kind(results: Sequence[PerturbationResult], groups: int) -> str:
 def verdict(found: Sequence[Comparison]) -> Verdict:
     """What the headline metrics say together, from their comparisons in one cell with one rival.
 
-    closer, further: both by one sign, each with an adjusted p below SIGNIFICANT. disagree: by two signs, one
-    of them with p below it. few: fewer than LEAST_PAIRS groups.
+    closer, further: both by one sign, each with an adjusted p below SIGNIFICANT. disagree: by two signs, each
+    with its own p below it. few: fewer than LEAST_PAIRS groups.
     """
     pairs = [row.paired for row in found]
     if min(pair.n for pair in pairs) < LEAST_PAIRS:
         return "few"
     if len({pair.mean < 0 for pair in pairs}) > 1:
-        return "disagree" if any(pair.p < SIGNIFICANT for pair in pairs) else "unclear"
+        return "disagree" if all(pair.p < SIGNIFICANT for pair in pairs) else "unclear"
     if len(found) < len(HEADLINE) or not all(row.adjusted < SIGNIFICANT for row in found):
         return "unclear"
     return "closer" if pairs[0].mean < 0 else "further"

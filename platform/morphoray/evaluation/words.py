@@ -35,7 +35,7 @@ VERDICTS: dict[Verdict, str] = {
     "further": "{ours} lie further from the real ones than {theirs}",
     "disagree": "the two distances disagree on whether {ours} or {theirs} lie closer to the real ones",
     "unclear": "there is no clear difference between {ours} and {theirs}",
-    "few": f"there is no verdict on {{ours}} against {{theirs}}, for which {LEAST_PAIRS} are needed",
+    "few": f"there is no verdict on {{ours}} against {{theirs}} below {LEAST_PAIRS} {{groups}}",
 }
 ONE_RUN = (
     "These verdicts are on the trained models at hand, one training run each: another run of the same may "
@@ -64,7 +64,8 @@ def summary(data: ReportData) -> list[str]:
 def _of_batches(data: ReportData, batches: str, rows: Sequence[Comparison]) -> list[str]:
     """A paragraph for each cell of one group of batches, then what else was found there."""
     cells = dict.fromkeys(row.cell for row in rows if row.cell.batches in (None, batches))
-    paragraphs = [_of_cell(data, cell, batches, [row for row in rows if row.cell == cell]) for cell in cells]
+    told = [_of_cell(data, cell, batches, [row for row in rows if row.cell == cell]) for cell in cells]
+    paragraphs = [text for text in told if text]
     mine = data.of(batches)
     more = [*_diversity(mine), *_reference_points(mine)]
     if more:
@@ -84,14 +85,16 @@ def _of_cell(data: ReportData, cell: Cell, batches: str, rows: Sequence[Comparis
         _against(data, rival, [row for row in rows if row.rival == rival])
         for rival in dict.fromkeys(row.rival for row in rows)
     ]
-    text = f"{where}. {' '.join(filter(None, told))}"
-    return f"{text} {FITTED}" if batches == SEEN and not unseen else text
+    told = [text for text in told if text]
+    if told and batches == SEEN and not unseen:
+        told.append(FITTED)
+    return f"{where}. {' '.join(told)}" if told else ""
 
 
 def _against(data: ReportData, rival: str, rows: Sequence[Comparison]) -> str:
     """The verdict and its figures; of another perturbation's images only where they lie nearer."""
     ours, theirs, found = f"{_whose(data, data.models[0])} images", _whose(data, rival), verdict(rows)
-    text = VERDICTS[found].format(ours=ours, theirs=theirs)
+    text = VERDICTS[found].format(ours=ours, theirs=theirs, groups=rows[0].groups)
     if rival == OTHER:
         nearer = [DISTANCES[row.metric] for row in rows if row.paired.mean > 0]
         if not nearer:
@@ -164,11 +167,12 @@ def _reference_points(data: ReportData) -> list[str]:
     if floor is None:
         return []
     text = (
-        f"Reference points: two disjoint sets of {image_counts(data)} real images lie {figure(floor)} apart"
+        "Reference points, no bounds, by Fréchet distance: two disjoint sets of "
+        f"{image_counts(data)} real images lie {figure(floor)} apart"
     )
     if codec is not None:
         text += f", and real images that only pass through the codec {figure(codec)} from other real ones"
-    return [f"{text} (Fréchet distance). Neither is a bound."]
+    return [f"{text}."]
 
 
 def _excluded(data: ReportData) -> str:
@@ -234,7 +238,7 @@ def _tests(data: ReportData) -> list[str]:
         "structure) are no independent evidence: distances are averaged over them first, and tested over "
         "mechanisms. A difference is called clear where the Fréchet and the kernel distance have one sign "
         f"and each a p below {SIGNIFICANT}, adjusted for all rows of the table, over {LEAST_PAIRS} "
-        "mechanisms or more; the two disagree where the signs differ and one unadjusted p is below it.",
+        "mechanisms or more; the two disagree where the signs differ and each unadjusted p is below it.",
         f"Intervals (bootstrap, BCa) are given of {LEAST_PAIRS} differences or more, of fewer a dash: they "
         "would be hardly more than the smallest and the largest. No verdict rests on one.",
     ]

@@ -127,4 +127,8 @@ def test_benjamini_hochberg_by_hand() -> None:
 def test_the_interval_of_a_mean_covers_it(rng: np.random.Generator) -> None:
     low, high = bootstrap_interval(rng.normal(2, 1, 200).tolist(), rng)
     assert low < 2 < high and high - low == pytest.approx(2 * 1.96 / np.sqrt(200), rel=0.2)
-    assert np.isnan(bootstrap_interval([1.0, 2.0], rng)).all()
+    skewed = rng.exponential(1, 12)
+    low, high = bootstrap_interval(skewed, rng)
+    assert high - skewed.mean() > skewed.mean() - low  # BCa leans to the long tail
+    assert np.isnan(bootstrap_interval([1.0, 2.0, 4.0, 8.0, 16.0], rng)).all()
+    assert np.isnan(bootstrap_interval([3.0] * 9, rng)).all()

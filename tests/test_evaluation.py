@@ -189,11 +189,16 @@ def test_compare_refuses_what_it_cannot_do(rng: np.random.Generator) -> None:
 
 def test_paired_difference_worked_by_hand(rng: np.random.Generator) -> None:
     found = paired_difference([1, 2, 3, 4], [2, 4, 6, 8], rng)
-    assert (found.mean, found.first_smaller, found.n) == (-2.5, 4, 4)
+    assert (found.first, found.second, found.mean) == (2.5, 5, -2.5)
+    assert (found.first_smaller, found.n) == (4, 4)
     # Differences −1 … −4: mean −2.5, standard error √(5/3)/2 = 0.6455, t = −3.873, p = 0.0305.
     assert found.p == pytest.approx(0.0305, abs=1e-4)
-    assert -4 <= found.low < -2.5 < found.high <= -1
+    assert np.isnan([found.low, found.high]).all()  # of four pairs there is no interval
+    found = paired_difference(range(1, 8), range(2, 16, 2), rng)
+    assert -7 < found.low < -4 < found.high < -1
     assert np.isnan(paired_difference([1, 2], [2, 3], rng).p)
+    alike = paired_difference([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], [0.4, 0.5, 0.6, 0.7, 0.8, 0.9], rng)
+    assert np.isnan([alike.p, alike.low]).all()  # −0.3 but for rounding
 
 
 def test_spearman_worked_by_hand() -> None:

@@ -14,7 +14,7 @@ import pytest
 from morphoray import schema
 from morphoray.errors import DataError
 from morphoray.evaluation import charts
-from morphoray.evaluation.comparisons import compare_models, comparisons
+from morphoray.evaluation.comparisons import comparisons
 from morphoray.evaluation.distances import Distance
 from morphoray.evaluation.montage import montage
 from morphoray.evaluation.novelty import COSINE, TANIMOTO, Novelty
@@ -221,9 +221,9 @@ def test_seen_and_unseen_stand_beside_seen_and_held_out_batches_in_every_table(
     assert shown.count("Unseen in training") == 2 + 5  # a chart a group, and a badge each unseen compound
     rows = metrics_table(grouped).to_pylist()
     assert {row["experiment"] for row in rows} == {"demo/seen", "demo/held_out"}
-    words = summary(grouped)
-    assert words[0].startswith("Seen batches — Knowing the perturbation helps")
-    assert words[2].startswith("Held-out batches — Knowing")
+    words = [text.split(".")[0] for text in summary(grouped)]
+    kinds = [f"{label[0].upper()}{label[1:].replace(' in', ' perturbations in')}" for label in labels]
+    assert words[:6] == [*kinds[:2], "Seen batches", *kinds[2:], "Held-out batches"]
 
 
 def test_error_against_distance_from_training(grouped: ReportData, tmp_path: Path) -> None:
@@ -246,9 +246,10 @@ def test_error_against_distance_from_training(grouped: ReportData, tmp_path: Pat
     ("distances", "word"),
     [
         ([None, None], "2 unseen perturbations have no distance to training"),
-        ([0.5], "too few, or too equal"),
-        ([0.5, 0.5, 0.5], "too few, or too equal"),
-        ([0.1, 0.4, 0.3, 0.2], "no clear relation"),
+        ([0.5], "too few (5 are needed) to tell"),
+        ([0.1, 0.2, 0.3, 0.4], "too few (5 are needed) to tell"),
+        ([0.5, 0.5, 0.5, 0.5, 0.5], "too equal to tell"),
+        ([0.1, 0.4, 0.3, 0.2, 0.25], "no clear relation"),
     ],
 )
 def test_too_few_distances_are_told(data: ReportData, distances: list[float | None], word: str) -> None:
@@ -263,7 +264,8 @@ def test_too_few_distances_are_told(data: ReportData, distances: list[float | No
         for number, distance in enumerate(distances)
     ]
     few = dataclasses.replace(data, perturbations=results)
-    assert word in trust_sentences(few)[0]
+    told = trust_sentences(few)[0]
+    assert word in told and ("ρ" in told) == (word == "no clear relation")
     assert word in "".join(Page(render(few)).text) and word in markdown(few)
 
 
@@ -332,28 +334,24 @@ def test_same_data_give_the_same_bytes(data: ReportData, tmp_path: Path) -> None
 
 
 def test_summary_says_what_was_measured(data: ReportData) -> None:
-    # Differences −10, −8, −11, +1: the mean is −7, and three of four are below 0.
-    difference = compare_models(data, "unconditional")
-    assert difference is not None and (difference.mean, difference.first_smaller) == (-7, 3)
+    # Without the control and the unseen one: 21 and 22 against 29 and 33.
     text = " ".join(summary(data))
-    assert "22.0 against 29.0" in text and "on 3 of 4 perturbations" in text
-    assert "on 0 of 1 (mean 25.0 against 24.0)" in text
-    assert "24 real images already lie 8.00 apart" in text and "simulated" in text
-    worse = [result(str(index), 30 + index, 20) for index in range(6)]
-    assert "does not help" in summary(dataclasses.replace(data, perturbations=worse))[0]
-    equal = [result(str(index), 20 + (-1) ** index, 20) for index in range(6)]
-    assert "no clear difference" in summary(dataclasses.replace(data, perturbations=equal))[0]
+    assert "21.5 against 31.0" in text and "closer on 2 and 2 of 2 mechanisms" in text
+    assert "25.0 against 24.0, kernel distance 0.0250 against 0.0240, closer on 0 and 0 of 1 perturb" in text
+    assert "24 real images lie 8.00 apart" in text and "simulated" in text
     assert any("efficientnet_lite0, weights 0123456789abcdef" in text for text in caveats(data))
 
 
 def test_models_are_compared_pair_by_pair_and_as_the_paper_does(data: ReportData) -> None:
-    # Differences −10, −8, −11, +1; scipy's Welch test of 20, 21, 22, 25 and 30, 29, 33, 24 gives 0.0243.
-    first = comparisons(data)[0]
-    assert (first.metric, first.rival, first.paired.mean) == ("frechet", "unconditional", -7)
-    assert first.paired.p <= first.adjusted < 0.1
-    assert first.paper.p == pytest.approx(0.0243, abs=1e-4)
-    assert "| Fréchet distance | Unconditional model | −7.00 |" in markdown(data)
-    assert "0.0243 |" in markdown(data)
+    # Of treatments: −8, −11 and −10; scipy's Welch test of 21, 22, 20 and 29, 33, 30 gives 0.0062.
+    compared = dataclasses.replace(data, perturbations=[*data.perturbations[:3], result("c", 20, 30)])
+    first = comparisons(compared)[0]
+    assert (first.metric, first.rival) == ("frechet", "unconditional")
+    assert first.paired.mean == pytest.approx(-29 / 3) and first.paired.p <= first.adjusted < 0.02
+    assert first.paper.p == pytest.approx(0.0062, abs=1e-4)
+    text = markdown(compared)
+    assert "| Fréchet distance | Unconditional model | −9.67 | – | 3 of 3 mechanisms |" in text
+    assert "| 0.0062 * (n = 3) |" in text
 
 
 def test_any_number_of_methods_and_baselines_make_a_report(data: ReportData, tmp_path: Path) -> None:
@@ -364,9 +362,9 @@ def test_any_number_of_methods_and_baselines_make_a_report(data: ReportData, tmp
     found |= {name: Distance(15, 24, 24) for name in baselines}
     ranks = {name: Distance(1 + index, 24, 24) for index, name in enumerate(models)}
     results = [
-        result(name, 20, 25, distances={"frechet": found, "rank": ranks}) for name in ("a", "b", "c", "d")
+        result(name, 20, 25, distances={"frechet": found, "kid": found, "rank": ranks}) for name in "abcdef"
     ]
-    many = dataclasses.replace(data, perturbations=results, models=models, excluded={"e": "3 real images"})
+    many = dataclasses.replace(data, perturbations=results, models=models, excluded={"x": "3 real images"})
     page = Path(write_report(many, str(tmp_path), Storage())).read_text(encoding="utf-8")
     text = "".join(Page(page).text)
     for shown in (
@@ -374,11 +372,11 @@ def test_any_number_of_methods_and_baselines_make_a_report(data: ReportData, tmp
         "Copy control",
         "Which real cohort lies nearest?",
         "Is the difference real?",
-        "e (3 real",
+        "x (3 real",
     ):
         assert shown in text
-    assert "further from the real images than the copy control" in text
-    assert comparisons(many)[1].rival == other
+    assert "real images of another perturbation lie nearer" in text
+    assert [row.rival for row in comparisons(many)[1:4]] == [other, *baselines[:2]]
 
 
 def test_one_method_alone_makes_a_report(data: ReportData, tmp_path: Path) -> None:

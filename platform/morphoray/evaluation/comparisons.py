@@ -1,21 +1,28 @@
-"""The first model of a report against the others, metric by metric, over the perturbations that both have."""
+"""The first model of a report against the others, metric by metric, over the treatments that both have."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
 
 from morphoray.evaluation.results import (
     CONTROL,
     EVERYTHING,
-    FRECHET,
     HEADLINE,
     METRICS,
+    OTHER,
     Cell,
+    PerturbationResult,
     ReportData,
     cells,
     figure,
-    measured,
+    interval,
     probability,
 )
 from morphoray.evaluation.statistics import (
+    LEAST_PAIRS,
+    SIGNIFICANT,
     PairedDifference,
     UnpairedDifference,
     benjamini_hochberg,
@@ -25,55 +32,93 @@ from morphoray.evaluation.statistics import (
 )
 from morphoray.seeds import numpy_generator
 
-
-def compare_models(
-    data: ReportData, rival: str, cell: Cell = EVERYTHING, metric: str = FRECHET
-) -> PairedDifference | None:
-    """The first model's − the rival's distance over the perturbations of a cell that have both."""
-    first = data.models[0]
-    pairs = [
-        (found[first].value, found[rival].value)
-        for result in data.perturbations
-        if cell.has(result) and {first, rival} <= {*(found := result.distances.get(metric, {}))}
-    ]
-    if not pairs:
-        return None
-    ours, theirs = zip(*pairs, strict=True)
-    return paired_difference(ours, theirs, numpy_generator("report", data.seed))
-
-
-def rivals(data: ReportData) -> list[str]:
-    """What the first model is compared with: the other models, and the copy control."""
-    return [*data.models[1:], *(name for name in (CONTROL,) if name in data.methods)]
+Verdict = Literal["closer", "further", "disagree", "unclear", "few"]
 
 
 @dataclass(frozen=True)
 class Comparison:
     """The first model against a rival by one metric in one cell: paired, and as the paper tests it.
 
-    adjusted: the paired p, Benjamini–Hochberg over the report's comparisons.
+    paired: over groups of treatments that are no independent evidence, the mean of each group first. groups:
+    what they are, in the plural. adjusted: the paired p, Benjamini–Hochberg over the report's comparisons.
+    paper: over the same treatments, one by one. treatments: their number.
     """
 
     cell: Cell
     metric: str
     rival: str
     paired: PairedDifference
-    adjusted: float
+    groups: str
     paper: UnpairedDifference
+    treatments: int
+    adjusted: float = float("nan")
+
+
+def rivals(data: ReportData) -> list[str]:
+    """What the first model is compared with: the other models, and real images of other conditions."""
+    return [*data.models[1:], *(name for name in (CONTROL, OTHER) if name in data.methods)]
 
 
 def comparisons(data: ReportData) -> list[Comparison]:
-    """By Fréchet and kernel distance in every cell, against every rival over perturbations that both have."""
-    rows = [(cell, metric, rival) for cell in cells(data) for metric in HEADLINE for rival in rivals(data)]
-    found = [(row, compare_models(data, row[2], row[0], row[1])) for row in rows]
-    kept = [(row, paired) for row, paired in found if paired is not None]
-    adjusted = benjamini_hochberg([paired.p for _, paired in kept])
-    compared = []
-    for ((cell, metric, rival), paired), corrected in zip(kept, adjusted, strict=True):
-        sides = [measured(data, metric, name, cell) for name in (data.models[0], rival)]
-        paper = unpaired_difference(*([each.value for each in side] for side in sides))
-        compared.append(Comparison(cell, metric, rival, paired, float(corrected), paper))
-    return compared
+    """By Fréchet and kernel distance, against every rival, in every cell but one that pools the others."""
+    apart = [cell for cell in cells(data) if cell != EVERYTHING] or [EVERYTHING]
+    rows = [(cell, metric, rival) for cell in apart for metric in HEADLINE for rival in rivals(data)]
+    found = [compared for row in rows if (compared := _compared(data, *row))]
+    adjusted = benjamini_hochberg([row.paired.p for row in found])
+    return [replace(row, adjusted=float(p)) for row, p in zip(found, adjusted, strict=True)]
+
+
+def _compared(data: ReportData, cell: Cell, metric: str, rival: str) -> Comparison | None:
+    first = data.models[0]
+    pairs = [
+        (result, (found[first].value, found[rival].value))
+        for result in data.perturbations
+        if cell.has(result)
+        and not result.is_control
+        and {first, rival} <= {*(found := result.distances.get(metric, {}))}
+    ]
+    if not pairs:
+        return None
+    grouped: dict[str, list[tuple[float, float]]] = {}
+    for result, pair in pairs:
+        grouped.setdefault(_group(result), []).append(pair)
+    ours, theirs = np.array([np.mean(group, axis=0) for group in grouped.values()]).T
+    return Comparison(
+        cell,
+        metric,
+        rival,
+        paired_difference(ours, theirs, numpy_generator("report", data.seed)),
+        _kind([result for result, _ in pairs], len(grouped)),
+        unpaired_difference(*zip(*(pair for _, pair in pairs), strict=True)),
+        len(pairs),
+    )
+
+
+def _group(result: PerturbationResult) -> str:
+    """The mechanism; where it is unknown what doses or guides share, their structure or gene."""
+    return result.moa or result.gene or result.smiles or result.perturbation_id
+
+
+def _kind(results: Sequence[PerturbationResult], groups: int) -> str:
+    if any(result.moa for result in results):
+        return "mechanisms"
+    return "perturbations" if groups == len(results) else "compounds or genes"
+
+
+def verdict(found: Sequence[Comparison]) -> Verdict:
+    """What the headline metrics say together, from their comparisons in one cell with one rival.
+
+    closer, further: both by one sign, each with an adjusted p below SIGNIFICANT. disagree: by two signs, each
+    with its own p below it. few: fewer than LEAST_PAIRS groups.
+    """
+    pairs = [row.paired for row in found]
+    if min(pair.n for pair in pairs) < LEAST_PAIRS:
+        return "few"
+    if len({pair.mean < 0 for pair in pairs}) > 1:
+        return "disagree" if all(pair.p < SIGNIFICANT for pair in pairs) else "unclear"
+    if len(found) < len(HEADLINE) or not all(row.adjusted < SIGNIFICANT for row in found):
+        return "unclear"
+    return "closer" if pairs[0].mean < 0 else "further"
 
 
 def comparison_cells(data: ReportData, row: Comparison) -> tuple[str, ...]:
@@ -84,10 +129,10 @@ def comparison_cells(data: ReportData, row: Comparison) -> tuple[str, ...]:
         METRICS[row.metric].label,
         data.methods[row.rival].label,
         figure(paired.mean),
-        f"{figure(paired.low)} to {figure(paired.high)}",
-        f"{paired.first_smaller} of {paired.n}",
+        interval(paired.low, paired.high),
+        f"{paired.first_smaller} of {paired.n} {row.groups}",
         f"{probability(paired.p)} ({probability(row.adjusted)})",
-        f"{probability(paper.p)} {stars(paper.p)}".strip(),
+        f"{probability(paper.p)} {stars(paper.p)}".strip() + f" (n = {row.treatments})",
         figure(paper.effect),
     )
 

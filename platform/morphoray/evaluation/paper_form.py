@@ -23,7 +23,8 @@ PAPER_NOTE = (
     "generated ones by flips and turns, all images of a perturbation are compared at once, and nothing is "
     "held back for a floor. Padding removes none of the bias of few images. Bold: the closest method, where "
     "the paper's t-test over perturbations against the second closest gives p < 0.05; * p < 0.01, ** p < "
-    "0.001. That test takes methods that share real images for independent ones."
+    "0.001. The paper says no more than two-sample t-test; Welch's form is our reading. That test takes "
+    "methods that share real images for independent ones."
 )
 SCALES = {FRECHET_PAPER: 0.01, KID_PAPER: 1.0}
 

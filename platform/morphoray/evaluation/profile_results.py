@@ -16,7 +16,7 @@ from morphoray.evaluation.profiles import REAL
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over n perturbations with its 95 % bootstrap interval, NaN below three."""
+    """A mean over n perturbations with its 95 % bootstrap interval, NaN where these are too few."""
 
     mean: float
     low: float

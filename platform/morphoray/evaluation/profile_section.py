@@ -12,7 +12,8 @@ from morphoray.evaluation.profile_analysis import CLIP
 from morphoray.evaluation.profile_chart import furthest, map_chart
 from morphoray.evaluation.profile_results import Estimate, ProfileResults, SourceProfiles
 from morphoray.evaluation.profiles import REAL
-from morphoray.evaluation.results import BASELINES, ReportData, figure
+from morphoray.evaluation.results import BASELINES, ReportData, figure, interval
+from morphoray.evaluation.statistics import LEAST_PAIRS
 
 TITLE = "What the cells look like"
 UNDER = """Cells are found in real and generated images alike and measured as CellProfiler does. An image's
@@ -44,8 +45,7 @@ def _share(value: float) -> str:
 def _estimate(found: Estimate | None) -> Cell:
     if found is None:
         return Cell("–")
-    small = f"{figure(found.low)} to {figure(found.high)}" if np.isfinite(found.low) else ""
-    return Cell(figure(found.mean), small)
+    return Cell(figure(found.mean), interval(found.low, found.high))
 
 
 def _distance(source: SourceProfiles) -> Cell:
@@ -148,8 +148,8 @@ def profile_caveats(results: ProfileResults) -> list[str]:
             f"cells are left out{incomplete}.",
             "Correlations (Spearman, over features) compare the medians of n generated and n real images, n "
             "being half of the real ones at most; the last row compares two such halves of real images, and "
-            "below each stands a 95 % bootstrap interval over treatments. A mean above the last row's means "
-            "less noise, not more truth.",
+            "below each stands a 95 % bootstrap interval over treatments, of fewer than "
+            f"{LEAST_PAIRS} none. A mean above the last row's means less noise, not more truth.",
             "Clusters: normalised mutual information of k-means with the names, treatments only. NSC: share "
             "of treatments whose nearest real one, of another compound, has their mechanism; NSCB: and of "
             "another batch. Recognised: balanced accuracy of a linear classifier that half of the real "

@@ -50,7 +50,7 @@ BASELINES: dict[str, Method] = {
     CONTROL: Method("Copy control", "real control images of the same batches: what ignoring the drug gives"),
     OTHER: Method("Another perturbation", "real images of another perturbation"),
     TRAINED: Method("Trained on", "the real images of this perturbation that training saw"),
-    CODEC: Method("Codec alone", "real images, encoded and decoded: what the best denoiser could reach"),
+    CODEC: Method("Codec alone", "real images, encoded and decoded: what the codec costs"),
     FLOOR: Method("Real against real", "two disjoint sets of real images: the floor at this N"),
 }
 
@@ -301,9 +301,20 @@ def figure(value: float | None) -> str:
     return f"{rounded:,.{min(digits, 4)}f}".replace("-", "−")
 
 
+def interval(low: float, high: float) -> str:
+    """Both ends of an interval; '–' for none."""
+    return f"{figure(low)} to {figure(high)}" if np.isfinite(low) else "–"
+
+
 def probability(p: float) -> str:
     """A p value as `figure` writes it, '< 0.0001' below that."""
     return "< 0.0001" if p < 1e-4 else figure(p)
+
+
+def equals(p: float) -> str:
+    """A p value within a sentence: '= 0.012' or '< 0.0001'."""
+    text = probability(p)
+    return text if text.startswith("<") else f"= {text}"
 
 
 def duration(seconds: float | None) -> str:

@@ -9,10 +9,11 @@ from morphoray.evaluation.paper_form import PAPER_HEAD, PAPER_NOTE, paper_rows
 from morphoray.evaluation.results import BATCHES, FRECHET, METRICS, ReportData, figure
 from morphoray.evaluation.trust import TRUST_HEAD, Trust, trust_rows, trust_sentences, trusts
 
-COMPARED = """The first model against the others, pair by pair over perturbations: the mean difference
-with its bootstrap interval, the paired t-test with its p adjusted for all rows (Benjamini–Hochberg), and the
-paper's unpaired t-test (* p < 0.01, ** p < 0.001), which takes numbers that share real images for independent
-ones."""
+COMPARED = """The first model against the others and against real images of other conditions, treatment by
+treatment, mechanisms averaged first: the mean difference, below 0 where the first model is closer, with its
+bootstrap interval, the paired t-test with its p adjusted for all rows (Benjamini–Hochberg), and the paper's
+two-sample t-test over perturbations (* p < 0.01, ** p < 0.001; Welch's form is our reading), which takes
+numbers that share real images for independent ones."""
 RANKED = """The rank of the matched real images among the real images of all perturbations, by Fréchet
 distance from the generated ones. 1 is right; a model that knows nothing of the perturbation spreads
 evenly."""

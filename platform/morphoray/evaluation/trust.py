@@ -12,10 +12,12 @@ from morphoray.evaluation.results import (
     METRICS,
     PerturbationResult,
     ReportData,
+    equals,
     figure,
-    probability,
 )
 from morphoray.evaluation.statistics import SIGNIFICANT, Correlation, spearman
+
+LEAST = 5  # perturbations: of fewer, even a perfect order has a two-sided exact p of 2 / 4! = 0.08 or more
 
 TRUST_HEAD = (
     "unseen perturbation",
@@ -100,13 +102,10 @@ def _sentence(data: ReportData, trust: Trust) -> str:
     found = trust.correlation
     batches = f" in {BATCHES[trust.batches]}" if trust.batches else ""
     count = f"{len(trust.results)} unseen perturbation{'s' if len(trust.results) != 1 else ''}{batches}"
-    if not np.isfinite(found.rho):
-        return (
-            f"{count} by {trust.kind}: too few, or too equal, to tell whether the error grows with the "
-            "distance (3 or more different ones are needed)."
-        )
-    p = probability(found.p)
-    figures = f"Spearman's ρ = {figure(found.rho)}, p {p if p[0] == '<' else f'= {p}'}, n = {found.n}"
+    if found.n < LEAST or not np.isfinite(found.rho):
+        few = f"too few ({LEAST} are needed)" if found.n < LEAST else "too equal"
+        return f"{count} by {trust.kind}: {few} to tell whether the error grows with the distance."
+    figures = f"Spearman's ρ = {figure(found.rho)}, p {equals(found.p)}, n = {found.n}"
     model = data.methods[data.models[0]].label
     if found.p >= SIGNIFICANT:
         verdict = "the error shows no clear relation to the distance from training"

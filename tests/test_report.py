@@ -20,7 +20,7 @@ from morphoray.evaluation.montage import montage
 from morphoray.evaluation.novelty import COSINE, TANIMOTO, Novelty
 from morphoray.evaluation.page import render
 from morphoray.evaluation.report import PerturbationResult, ReportData, RunFacts, markdown, write_report
-from morphoray.evaluation.results import cells, duration, figure, metrics_table
+from morphoray.evaluation.results import METRICS, cells, duration, figure, metrics_table
 from morphoray.evaluation.trust import trust_sentences, trusts
 from morphoray.evaluation.words import caveats, summary
 from morphoray.imaging.png import decode_png
@@ -157,6 +157,7 @@ def test_files_carry_the_numbers(data: ReportData, tmp_path: Path) -> None:
         "experiment": "demo",
         "method": "conditional",
         "perturbation_id": "dmso",
+        "unseen": "false",
         "metric": "frechet",
         "value": 20.0,
         "n_real": "24",
@@ -165,6 +166,7 @@ def test_files_carry_the_numbers(data: ReportData, tmp_path: Path) -> None:
         "mode": "clean-224",
         "seed": "7",
     }
+    assert {row["perturbation_id"] for row in rows if row["unseen"] == "true"} == {"epothilone-b"}
     sheet = decode_png(storage.read_bytes(f"{out}/montage.png"))
     assert sheet.shape == (3, 22 + 4 * 18 - 2 + 22, 26 * 18 - 2)  # captions, four rows, the scale bars' note
     assert np.array_equal(sheet[:, 22:38, :16], data.perturbations[0].real[0])
@@ -324,6 +326,40 @@ def test_kernel_distances_have_their_interval(data: ReportData) -> None:
     rows = {row["metric"]: row["value"] for row in metrics_table(with_interval).to_pylist()}
     assert (rows["kid_low"], rows["kid_high"]) == (0.001, 0.039) and "frechet_low" not in rows
     assert any("mean over 100 random subsets of 20 images" in text for text in caveats(with_interval))
+
+
+def test_every_metric_has_its_direction_and_what_it_tells(grouped: ReportData) -> None:
+    arrows = {"frechet": "↓", "precision": "↑", "recall": "↑", "density": "↑", "coverage": "↑", "rank": "↓"}
+    assert {name: METRICS[name].title[-1] for name in arrows} == arrows
+    every = {metric: {"conditional": Distance(1.0, 24, 24)} for metric in METRICS}
+    shown = [dataclasses.replace(each, distances=every) for each in grouped.perturbations]
+    data = dataclasses.replace(grouped, perturbations=shown)
+    page, text = " ".join(Page(render(data)).text), markdown(data)
+    for metric in METRICS.values():
+        assert metric.heading in page and metric.means in page
+        assert f"### {metric.heading}\n\n{metric.means}" in text
+    # 11 perturbations in either group: the mean of 1 … 11 is 6.
+    for shown_in in (page, text):
+        assert "1 is right. Among 11 cohorts, where chance gives a mean of 6." in shown_in
+    fewer = dataclasses.replace(data, perturbations=data.perturbations[1:])
+    assert "10 cohorts, where chance gives a mean of 5.5 (seen batches); 11 cohorts" in markdown(fewer)
+
+
+def test_ranks_are_whole_and_their_means_are_not(data: ReportData) -> None:
+    ranks = [{"rank": {"conditional": Distance(rank, 24, 24)}} for rank in (1, 14, 3, 2)]
+    pairs = zip(data.perturbations, ranks, strict=True)
+    shown = [dataclasses.replace(each, distances={**each.distances, **rank}) for each, rank in pairs]
+    ranked = dataclasses.replace(data, perturbations=shown)
+    table = render(ranked).split("Rank of the matched real cohort ↓")[1].split("</table>")[0]
+    assert re.findall(r"class=best>([^<]+)<", table) == ["1", "14", "3", "2"]
+    # (1 + 14 + 3 + 2) / 4 = 5, of the seen ones 18 / 3 = 6.
+    assert "| Conditional model | 5.00 | 6.00 | 2.00 |" in markdown(ranked)
+
+
+def test_the_best_value_is_bold_whichever_model_has_it(html: str) -> None:
+    table = html.split(METRICS["frechet"].heading)[1].split("</table>")[0]
+    assert re.findall(r"class=best>([^<]+)<", table) == ["20.0", "21.0", "22.0", "24.0"]
+    assert re.findall(r"\.best \{([^}]*)\}", html) == [" font-weight: 750; "]  # no model's colour
 
 
 def test_same_data_give_the_same_bytes(data: ReportData, tmp_path: Path) -> None:

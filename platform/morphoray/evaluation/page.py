@@ -27,10 +27,12 @@ from morphoray.evaluation.results import (
     ReportData,
     cells,
     duration,
+    explained,
     figure,
     image_counts,
     mean,
     measured,
+    written,
 )
 from morphoray.evaluation.sections import compared, paper, ranks, subheading, trust
 from morphoray.evaluation.words import caveats, summary
@@ -102,7 +104,7 @@ def _headline(data: ReportData) -> str:
     groups = cells(data)
     metrics = [name for name in HEADLINE if any(measured(data, name, method) for method in data.methods)]
     span = f' colspan="{len(groups)}"'
-    head = "".join(f"<th{span} class=group>{escape(METRICS[metric].label)}</th>" for metric in metrics)
+    head = "".join(f"<th{span} class=group>{escape(METRICS[metric].title)}</th>" for metric in metrics)
     if len(groups) > 1:
         subheads = "".join(f"<th>{escape(cell.label)}</th>" for _ in metrics for cell in groups)
         head += f"</tr><tr><th></th>{subheads}"
@@ -208,7 +210,7 @@ def _tiles(
 
 
 def _numbers(data: ReportData) -> str:
-    """A table for each metric, a row a perturbation; the models' best value is marked."""
+    """A table for each metric below what it tells, a row a perturbation; the models' best value is bold."""
     return "".join(_of_metric(data, metric) for metric in METRICS)
 
 
@@ -234,14 +236,15 @@ def _of_metric(data: ReportData, metric: str) -> str:
             cells.append(f"<td{' class=best' if marked else ''}>{text}</td>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
     table = f"<table class=numbers><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    return f'<h3 class="of">{escape(METRICS[metric].label)}</h3><div class="scroll">{table}</div>'
+    title = f'<h3 class="of">{escape(METRICS[metric].heading)}</h3>'
+    return f'{title}<p class="told">{escape(explained(data, metric))}</p><div class="scroll">{table}</div>'
 
 
 def _with_interval(distance: Distance | None, metric: str) -> str:
     """A value; of a kernel distance with the interval that holds 95 % of its subsets."""
     if distance is None:
         return "–"
-    text = figure(distance.value)
+    text = written(metric, distance.value)
     if metric != KID or distance.low is None:
         return text
     return f"{text}<small>{figure(distance.low)} to {figure(distance.high)}</small>"
@@ -254,7 +257,7 @@ def _best(values: list[float], metric: str) -> float:
     better = METRICS[metric].better
     return (
         min(values, key=lambda value: abs(value - 1))
-        if better == "one"
+        if better in ("one", "up to one")
         else (max(values) if better == "higher" else min(values))
     )
 

@@ -26,45 +26,124 @@ BATCHES = {"": "", SEEN: "seen batches", HELD_OUT: "held-out batches"}
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the headline table: where images come from, and what their distance tells."""
+    """A row of the headline table: where images come from, and what their distance tells.
+
+    short: its name where a line has room for a word or two.
+    """
 
     label: str
     note: str
+    short: str
 
 
 MODELS: dict[str, Method] = {
-    CONDITIONAL: Method("Conditional model", "images generated for this perturbation"),
-    UNCONDITIONAL: Method("Unconditional model", "images generated without knowing the perturbation"),
+    CONDITIONAL: Method("Conditional model", "images generated for this perturbation", "Conditional"),
+    UNCONDITIONAL: Method(
+        "Unconditional model", "images generated without knowing the perturbation", "Unconditional"
+    ),
 }
 BASELINES: dict[str, Method] = {
-    CONTROL: Method("Copy control", "real control images of the same batches: what ignoring the drug gives"),
-    OTHER: Method("Another perturbation", "real images of another perturbation"),
-    TRAINED: Method("Trained on", "the real images of this perturbation that training saw"),
-    CODEC: Method("Codec alone", "real images, encoded and decoded: what the best denoiser could reach"),
-    FLOOR: Method("Real against real", "two disjoint sets of real images: the floor at this N"),
+    CONTROL: Method(
+        "Copy control",
+        "real control images of the same batches: what ignoring the drug gives",
+        "Copy control",
+    ),
+    OTHER: Method("Another perturbation", "real images of another perturbation", "Other perturbation"),
+    TRAINED: Method("Trained on", "the real images of this perturbation that training saw", "Trained on"),
+    CODEC: Method(
+        "Codec alone", "real images, encoded and decoded: what the best denoiser could reach", "Codec"
+    ),
+    FLOOR: Method("Real against real", "two disjoint sets of real images: the floor at this N", "Floor"),
+}
+
+Better = Literal["lower", "higher", "up to one", "one"]
+DIRECTIONS: dict[Better, tuple[str, str]] = {
+    "lower": ("↓", "lower is better"),
+    "higher": ("↑", "higher is better"),
+    "up to one": ("↑", "higher is better, up to 1"),
+    "one": ("→ 1", "about 1 is best"),
 }
 
 
 @dataclass(frozen=True)
 class Metric:
-    """How a metric is called and written: `better` is where a good method goes, scale what print shows."""
+    """How a metric is called, where a good method goes, and in a sentence what it tells."""
 
     label: str
-    better: Literal["lower", "higher", "one"] = "lower"
+    better: Better
+    means: str
+
+    @property
+    def title(self) -> str:
+        """Label and arrow: 'Precision ↑'."""
+        return f"{self.label} {DIRECTIONS[self.better][0]}"
+
+    @property
+    def heading(self) -> str:
+        """The title with the arrow in words: 'Precision ↑ (higher is better)'."""
+        return f"{self.title} ({DIRECTIONS[self.better][1]})"
 
 
+RANK = "rank"
 METRICS: dict[str, Metric] = {
-    FRECHET: Metric("Fréchet distance"),
-    KID: Metric("Kernel distance"),
-    "frechet_infinity": Metric("Fréchet distance at infinite N, extrapolated"),
-    "rank": Metric("Rank of the matched real cohort"),
-    "precision": Metric("Precision", "higher"),
-    "recall": Metric("Recall", "higher"),
-    "density": Metric("Density", "one"),
-    "coverage": Metric("Coverage", "higher"),
-    FRECHET_PAPER: Metric("Fréchet distance by the paper's padded protocol"),
-    KID_PAPER: Metric("Kernel distance by the paper's padded protocol"),
-    "nearest_training_ratio": Metric("Distance to the nearest training image, over held-out ones'", "one"),
+    FRECHET: Metric(
+        "Fréchet distance",
+        "lower",
+        "How far apart the features of two sets of images lie, in mean and in spread; few images add a bias, "
+        "which the floor shows.",
+    ),
+    KID: Metric(
+        "Kernel distance",
+        "lower",
+        "The same question asked by a polynomial kernel, without a bias of few images: about 0 between real "
+        "images, and as often below as above it.",
+    ),
+    "frechet_infinity": Metric(
+        "Fréchet distance at infinite N, extrapolated",
+        "lower",
+        "The Fréchet distance on a line through several N, where 1 / N is 0.",
+    ),
+    RANK: Metric(
+        "Rank of the matched real cohort",
+        "lower",
+        "Where the real images of the right perturbation stand among those of all perturbations, the nearest "
+        "to the generated ones first: 1 is right.",
+    ),
+    "precision": Metric(
+        "Precision",
+        "higher",
+        "The share of generated images that lie among real ones; blind to kinds of images that are missing.",
+    ),
+    "recall": Metric(
+        "Recall",
+        "higher",
+        "The share of real images that lie among generated ones; near 0 where a model repeats a few images.",
+    ),
+    "density": Metric(
+        "Density",
+        "up to one",
+        "How many real images a generated one lies close to, over the number expected: 1 for real images, "
+        "more where generated ones crowd where real ones do.",
+    ),
+    "coverage": Metric(
+        "Coverage", "higher", "The share of real images that have a generated one close to them."
+    ),
+    FRECHET_PAPER: Metric(
+        "Fréchet distance by the paper's padded protocol",
+        "lower",
+        "Real images filled up by flips and turns; to be held against the paper's tables only.",
+    ),
+    KID_PAPER: Metric(
+        "Kernel distance by the paper's padded protocol",
+        "lower",
+        "Real images filled up by flips and turns; to be held against the paper's tables only.",
+    ),
+    "nearest_training_ratio": Metric(
+        "Distance to the nearest training image, over held-out ones'",
+        "one",
+        "About 1 is like real images, well below 1 means copies of training images, above 1 images unlike "
+        "any of them.",
+    ),
 }
 HEADLINE = (FRECHET, KID)  # metrics of the first table
 __all__ = ["CODEC", "CONTROL", "FLOOR", "FRECHET", "FRECHET_PAPER", "KID", "KID_PAPER", "OTHER", "TRAINED"]
@@ -165,7 +244,9 @@ class ReportData:
         there = {
             name for result in self.perturbations for found in result.distances.values() for name in found
         }
-        models = {name: MODELS.get(name, Method(name, "images of another method")) for name in self.models}
+        models = {
+            name: MODELS.get(name, Method(name, "images of another method", name)) for name in self.models
+        }
         return models | {name: method for name, method in BASELINES.items() if name in there}
 
     def __post_init__(self) -> None:
@@ -187,7 +268,8 @@ def metrics_table(data: ReportData) -> pa.Table:
     """Every distance as a row of schema.METRICS, stamped with the run's fingerprint.
 
     experiment: the data's name, then /seen or /held_out where batches are told apart. A mean over draws has
-    two more rows, <metric>_low and <metric>_high: 95 % of its draws lie between them.
+    two more rows, <metric>_low and <metric>_high: 95 % of its draws lie between them. unseen: whether the
+    perturbation was held out of training.
     """
     found = [
         (result, metric, data.extractor, distances)
@@ -204,6 +286,7 @@ def metrics_table(data: ReportData) -> pa.Table:
             "experiment": "/".join(filter(None, (data.experiment, result.batches))),
             "method": method,
             "perturbation_id": result.perturbation_id,
+            "unseen": result.unseen,
             "metric": name,
             "value": value,
             "n_real": distance.n_b,
@@ -288,6 +371,35 @@ def figure(value: float | None) -> str:
     digits = 4 if value == 0 else max(0, 2 - int(np.floor(np.log10(abs(value)))))
     rounded = round(value, min(digits, 4)) + 0.0  # + 0.0 makes −0.0 a 0.0
     return f"{rounded:,.{min(digits, 4)}f}".replace("-", "−")
+
+
+def written(metric: str, value: float | None, mean: bool = False) -> str:
+    """A metric's value as print shows it: a rank whole, a mean rank at two decimals, others as `figure`."""
+    if metric != RANK or value is None or not np.isfinite(value):
+        return figure(value)
+    return f"{value:.2f}" if mean else f"{value:.0f}"
+
+
+def explained(data: ReportData, metric: str) -> str:
+    """What the metric tells, for a line above its table; of ranks what chance would give, too."""
+    told = METRICS[metric].means
+    return f"{told} {chance}" if metric == RANK and (chance := rank_chance(data)) else told
+
+
+def rank_chance(data: ReportData) -> str:
+    """Among how many cohorts a rank is, and the mean that chance gives; empty where there are no ranks."""
+    counts = {
+        batches: max(len(measured(data.of(batches), RANK, model)) for model in data.models)
+        for batches in data.batches
+    }
+    told = {
+        batches: f"{count} cohorts, where chance gives a mean of {(count + 1) / 2:g}"
+        for batches, count in counts.items()
+        if count
+    }
+    if len({*told.values()}) > 1:
+        return f"Among {'; '.join(f'{text} ({BATCHES[batches]})' for batches, text in told.items())}."
+    return f"Among {next(iter(told.values()))}." if told else ""
 
 
 def probability(p: float) -> str:

@@ -6,16 +6,14 @@ from html import escape
 from morphoray.evaluation import charts
 from morphoray.evaluation.comparisons import COMPARISON_HEAD, comparison_cells, comparisons
 from morphoray.evaluation.paper_form import PAPER_HEAD, PAPER_NOTE, paper_rows
-from morphoray.evaluation.results import BATCHES, FRECHET, METRICS, ReportData, figure
+from morphoray.evaluation.results import BATCHES, FRECHET, METRICS, RANK, ReportData, explained, figure
 from morphoray.evaluation.trust import TRUST_HEAD, Trust, trust_rows, trust_sentences, trusts
 
-COMPARED = """The first model against the others, pair by pair over perturbations: the mean difference
-with its bootstrap interval, the paired t-test with its p adjusted for all rows (Benjamini–Hochberg), and the
-paper's unpaired t-test (* p < 0.01, ** p < 0.001), which takes numbers that share real images for independent
-ones."""
-RANKED = """The rank of the matched real images among the real images of all perturbations, by Fréchet
-distance from the generated ones. 1 is right; a model that knows nothing of the perturbation spreads
-evenly."""
+COMPARED = """The first model against the others, pair by pair over perturbations: the mean difference,
+below 0 where the first model is closer, with its bootstrap interval, the paired t-test with its p adjusted
+for all rows (Benjamini–Hochberg), and the paper's unpaired t-test (* p < 0.01, ** p < 0.001), which takes
+numbers that share real images for independent ones."""
+RANKED = "By Fréchet distance; a model that knows nothing of the perturbation spreads evenly over all ranks."
 LEAST_CHARTED = 3  # points
 TRUSTED = """The first model's error on perturbations that training never saw, by how far each lies from the
 nearest one that it did see."""
@@ -54,15 +52,15 @@ def ranks(data: ReportData) -> str:
         results = data.of(batches).perturbations
         found = {
             data.methods[model].label: [
-                result.distances["rank"][model].value
+                result.distances[RANK][model].value
                 for result in results
-                if model in result.distances.get("rank", {})
+                if model in result.distances.get(RANK, {})
             ]
             for model in data.models
         }
         chart = charts.rank_chart({name: values for name, values in found.items() if values})
         parts.append(f"{subheading(data, batches)}{chart}" if chart else "")
-    return section("Which real cohort lies nearest?", RANKED, *parts)
+    return section("Which real cohort lies nearest?", f"{explained(data, RANK)} {RANKED}", *parts)
 
 
 def subheading(data: ReportData, batches: str) -> str:

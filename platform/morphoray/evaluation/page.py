@@ -34,7 +34,7 @@ from morphoray.evaluation.results import (
     measured,
     written,
 )
-from morphoray.evaluation.sections import compared, paper, ranks, subheading, trust
+from morphoray.evaluation.sections import chart_box, compared, paper, ranks, subheading, trust
 from morphoray.evaluation.words import caveats, summary
 from morphoray.imaging.crops import resize_square
 from morphoray.imaging.png import encode_png
@@ -57,10 +57,6 @@ def render(data: ReportData) -> str:
         facts=_facts(data),
         n=escape(image_counts(data)),
         headline=_headline(data),
-        legend="".join(
-            f"<span>{_key(data.mark(key))}{escape(method.label)}</span>"
-            for key, method in data.methods.items()
-        ),
         compared=compared(data),
         paper=paper(data),
         ranks=ranks(data),
@@ -122,8 +118,13 @@ def _headline(data: ReportData) -> str:
 
 
 def _dots(data: ReportData, batches: str) -> str:
-    rows = [_dot_row(data, result) for result in data.of(batches).perturbations]
-    return subheading(data, batches) + charts.dot_plot(rows, METRICS[FRECHET].label, "Unseen in training")
+    group = data.of(batches)
+    rows = [_dot_row(data, result) for result in group.perturbations]
+    legend = "".join(
+        f"<span>{_key(data.mark(key))}{escape(method.label)}</span>" for key, method in group.methods.items()
+    )
+    chart = charts.dot_plot(rows, METRICS[FRECHET].heading, "Unseen in training")
+    return chart_box(f'{subheading(data, batches)}<p class="legend">{legend}</p>', chart)
 
 
 def _by_perturbation(data: ReportData) -> list[list[PerturbationResult]]:
@@ -160,14 +161,6 @@ def _montage(data: ReportData, results: list[PerturbationResult]) -> str:
     elif result.is_control:
         badge = '<span class="badge">Control</span>'
     meta = " · ".join(escape(text) for text in about if text)
-    found = result.distances.get(FRECHET, {})
-    scores = "".join(
-        f"<span>{escape(method.label.split()[0])} <b>{figure(found[key].value)}</b></span>"
-        for key, method in data.methods.items()
-        if key in found
-    )
-    where = f", {BATCHES[result.batches]}" if len(data.batches) > 1 else ""
-    scores = f"{escape(METRICS[FRECHET].label + where)}{scores}" if scores else ""
     smiles = f"<code>{escape(result.smiles)}</code>" if result.smiles else ""
     name = result.perturbation_id
     first, *others = data.models
@@ -177,12 +170,29 @@ def _montage(data: ReportData, results: list[PerturbationResult]) -> str:
     if not others and CONTROL in result.images:
         tiles.append(_tiles("Real controls of the same batches", result.images[CONTROL], SMALL, name))
     return (
-        f"<article{' class=unseen' if result.unseen else ''}><header><h3>{escape(name)}</h3>{badge}"
-        f'<span class="meta">{meta}</span><span class="scores">{scores}</span>{smiles}</header>'
+        f"<article{' class=unseen' if result.unseen else ''}><header><div><h3>{escape(name)}</h3>{badge}"
+        f'<span class="meta">{meta}</span>{smiles}</div>{_scores(data, results)}</header>'
         f'<div class="pair large">{_tiles(real, result.real, LARGE, name, result.um_per_pixel)}'
         f"{_tiles('Generated', result.images.get(first), LARGE, name)}</div>"
         f'<div class="pair small">{_tiles(RECONSTRUCTED, result.images.get(CODEC), SMALL, name)}'
         f"{''.join(tiles)}</div></article>"
+    )
+
+
+def _scores(data: ReportData, results: list[PerturbationResult]) -> str:
+    """Every method's Fréchet distance from the real images, a line a group of batches."""
+    there = [key for key in data.methods if any(key in each.distances.get(FRECHET, {}) for each in results)]
+    if not there:
+        return ""
+    head = "".join(f"<th>{escape(data.methods[key].short)}</th>" for key in there)
+    rows = []
+    for each in results:
+        found = each.distances.get(FRECHET, {})
+        values = "".join(f"<td>{figure(found[key].value if key in found else None)}</td>" for key in there)
+        rows.append(f"<tr><th>{BATCHES[each.batches].capitalize()}</th>{values}</tr>")
+    return (
+        f"<table class=scores><thead><tr><th>{escape(METRICS[FRECHET].title)}</th>{head}</tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table>"
     )
 
 

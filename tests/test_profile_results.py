@@ -140,6 +140,12 @@ def test_metrics_are_rows_of_every_method_and_perturbation() -> None:
     row = rows["profile_correlation", "good", "large"]
     assert row["extractor"] == "cellprofiler@abc" and row["n_real"] == row["n_generated"] == 4
     assert row["mode"] == "image means, all real controls" and row["seed"] == 3
+    assert row["unseen"] is None
+    told = profile_metrics(results(), "simulated", 3, {"large": True, "dmso": False}).to_pylist()
+    assert {(row["perturbation_id"], row["unseen"]) for row in told} == {
+        *(("large", True), ("dmso", False)),
+        *((name, None) for name in set(DRUGS) - {"large", "dmso"}),
+    }
     whole = rows["profile_correlation_all", "good", "large"]
     assert (whole["n_real"], whole["n_generated"]) == (8, 4)
     floor = rows["profile_correlation", "floor", "large"]["value"]
@@ -163,14 +169,15 @@ def test_the_section_stands_in_page_and_text(tmp_path: Path) -> None:
     assert "1 of 21 images without" in page and "<script" not in page
     text = markdown(data)
     head, rows = profile_table(data, results())
-    assert head[0] == "Correlation with real profiles" and head[-1] == "Cells an image"
+    assert head[0] == "Correlation with real profiles ↑" and head[-1] == "Cells an image"
     assert {str(cells[0]).partition(" ")[2] for _, cells in rows} == {"(–)"}  # of 4 treatments no interval
     assert any("of fewer than 6 none" in each for each in profile_caveats(results()))
     assert [source for source, _ in rows] == ["good", "poor", "copy_control", "real"]
-    assert "NSCB" not in head, "no treatment can be answered"
+    assert "NSC ↑" in head and "NSCB ↑" not in head, "no treatment can be answered"
     assert "| Real images |" in text and "over 4 treatments its profiles correlate" in text
     assert any("confounder" in each for each in profile_caveats(results()))
     table = Storage().read_table(str(tmp_path / "metrics.parquet")).to_pylist()
+    assert {row["unseen"] for row in table} == {False}, "of profiles too"
     assert {"clean-224", "image means, all real controls"} == {row["mode"] for row in table}
 
 

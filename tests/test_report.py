@@ -4,7 +4,10 @@ import base64
 import csv
 import dataclasses
 import io
+import itertools
+import math
 import re
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,11 +19,11 @@ from morphoray.errors import DataError
 from morphoray.evaluation import charts
 from morphoray.evaluation.comparisons import comparisons
 from morphoray.evaluation.distances import Distance
-from morphoray.evaluation.montage import montage
+from morphoray.evaluation.montage import montage, row_label
 from morphoray.evaluation.novelty import COSINE, TANIMOTO, Novelty
 from morphoray.evaluation.page import render
 from morphoray.evaluation.report import PerturbationResult, ReportData, RunFacts, markdown, write_report
-from morphoray.evaluation.results import cells, duration, figure, metrics_table
+from morphoray.evaluation.results import METRICS, cells, duration, figure, metrics_table
 from morphoray.evaluation.trust import trust_sentences, trusts
 from morphoray.evaluation.words import caveats, summary
 from morphoray.imaging.png import decode_png
@@ -157,6 +160,7 @@ def test_files_carry_the_numbers(data: ReportData, tmp_path: Path) -> None:
         "experiment": "demo",
         "method": "conditional",
         "perturbation_id": "dmso",
+        "unseen": "false",
         "metric": "frechet",
         "value": 20.0,
         "n_real": "24",
@@ -165,12 +169,14 @@ def test_files_carry_the_numbers(data: ReportData, tmp_path: Path) -> None:
         "mode": "clean-224",
         "seed": "7",
     }
+    assert {row["perturbation_id"] for row in rows if row["unseen"] == "true"} == {"epothilone-b"}
     sheet = decode_png(storage.read_bytes(f"{out}/montage.png"))
-    assert sheet.shape == (3, 22 + 4 * 18 - 2 + 22, 26 * 18 - 2)  # captions, four rows, the scale bars' note
-    assert np.array_equal(sheet[:, 22:38, :16], data.perturbations[0].real[0])
-    assert np.array_equal(
-        sheet[:, 22:38, 9 * 18 : 9 * 18 + 16], data.perturbations[0].images["conditional"][0]
-    )
+    named = sheet.shape[2] - (26 * 18 - 2)  # pixels of the rows' names
+    assert named > 100
+    assert sheet.shape[:2] == (3, 22 + 4 * 18 - 2 + 22)  # captions, four rows, the scale bars' note
+    sheet = sheet[:, 22:, named:]
+    assert np.array_equal(sheet[:, :16, :16], data.perturbations[0].real[0])
+    assert np.array_equal(sheet[:, :16, 9 * 18 : 9 * 18 + 16], data.perturbations[0].images["conditional"][0])
     text = storage.read_text(f"{out}/report.md")
     assert "| taxol | Microtubule stabilizers |  | 24 | 21.0 | 29.0 | 12.0 | 8.00 |" in text
     # Mean of the conditional model: (20 + 21 + 22 + 25) / 4 = 22, seen (20 + 21 + 22) / 3 = 21, unseen 25.
@@ -308,12 +314,31 @@ def test_scale_bars_where_a_pixels_size_is_known(data: ReportData, tmp_path: Pat
     assert "Scale bar: 10 µm." in page and 'style="width:24.04%"' in page
     assert page.count('class="bar"') == len(known)
     sheet = decode_png(montage(bars))
-    first = sheet[:, 22 : 22 + 64, :64]
+    named = sheet.shape[2] - (26 * 66 - 2)
+    first = sheet[:, 22 : 22 + 64, named : named + 64]
     bar = (first != known[0].real[0]).any(0)
     assert (first[:, bar] == 255).all(0).sum() >= 15 and bar[:32].sum() == 0
     page = render(data)
     assert "No scale bars: the data don&#x27;t tell" in page and 'class="bar"' not in page
     assert any("pixel_size_um" in text for text in caveats(data))
+
+
+@pytest.mark.parametrize("side", [16, 64, 300])
+def test_the_montages_rows_are_named(grouped: ReportData, side: int) -> None:
+    names = [row_label(each) for each in grouped.perturbations]
+    assert names[0] == ["c0", "seen batches"]
+    assert names[-1] == ["c10", "held-out batches", "unseen in training"]
+    long = row_label(dataclasses.replace(grouped.perturbations[0], perturbation_id="x" * 100))
+    assert len(long[0]) == 32
+    kept = [grouped.perturbations[index] for index in (0, 10, 11, 21)]  # seen, unseen; twice
+    shown = [dataclasses.replace(each, real=images(1, size=side)) for each in kept]
+    sheet = decode_png(montage(dataclasses.replace(grouped, perturbations=shown)))
+    column = sheet[:, :, : sheet.shape[2] - (26 * (side + 2) - 2)]
+    head = (sheet.shape[1] - 4 * (side + 2) + 2) // 2
+    rows = [column[:, head + row * (side + 2) :][:, :side] for row in range(4)]
+    assert all((row[0] < 128).any() and row[:, :, -3:].min() == 255 for row in rows)  # black text, none cut
+    assert len({row.tobytes() for row in rows}) == 4
+    assert (column[:, [head + side, head + side + 1]] == 255).all()  # none runs into the next row
 
 
 def test_kernel_distances_have_their_interval(data: ReportData) -> None:
@@ -326,6 +351,40 @@ def test_kernel_distances_have_their_interval(data: ReportData) -> None:
     rows = {row["metric"]: row["value"] for row in metrics_table(with_interval).to_pylist()}
     assert (rows["kid_low"], rows["kid_high"]) == (0.001, 0.039) and "frechet_low" not in rows
     assert any("mean over 100 random subsets of 20 images" in text for text in caveats(with_interval))
+
+
+def test_every_metric_has_its_direction_and_what_it_tells(grouped: ReportData) -> None:
+    arrows = {"frechet": "↓", "precision": "↑", "recall": "↑", "density": "↑", "coverage": "↑", "rank": "↓"}
+    assert {name: METRICS[name].title[-1] for name in arrows} == arrows
+    every = {metric: {"conditional": Distance(1.0, 24, 24)} for metric in METRICS}
+    shown = [dataclasses.replace(each, distances=every) for each in grouped.perturbations]
+    data = dataclasses.replace(grouped, perturbations=shown)
+    page, text = " ".join(Page(render(data)).text), markdown(data)
+    for metric in METRICS.values():
+        assert metric.heading in page and metric.means in page
+        assert f"### {metric.heading}\n\n{metric.means}" in text
+    # 11 perturbations in either group: the mean of 1 … 11 is 6.
+    for shown_in in (page, text):
+        assert "1 is right. Among 11 cohorts, where chance gives a mean of 6." in shown_in
+    fewer = dataclasses.replace(data, perturbations=data.perturbations[1:])
+    assert "10 cohorts, where chance gives a mean of 5.5 (seen batches); 11 cohorts" in markdown(fewer)
+
+
+def test_ranks_are_whole_and_their_means_are_not(data: ReportData) -> None:
+    ranks = [{"rank": {"conditional": Distance(rank, 24, 24)}} for rank in (1, 14, 3, 2)]
+    pairs = zip(data.perturbations, ranks, strict=True)
+    shown = [dataclasses.replace(each, distances={**each.distances, **rank}) for each, rank in pairs]
+    ranked = dataclasses.replace(data, perturbations=shown)
+    table = render(ranked).split("Rank of the matched real cohort ↓")[1].split("</table>")[0]
+    assert re.findall(r"class=best>([^<]+)<", table) == ["1", "14", "3", "2"]
+    # (1 + 14 + 3 + 2) / 4 = 5, of the seen ones 18 / 3 = 6.
+    assert "| Conditional model | 5.00 | 6.00 | 2.00 |" in markdown(ranked)
+
+
+def test_the_best_value_is_bold_whichever_model_has_it(html: str) -> None:
+    table = html.split(f'class="of">{METRICS["frechet"].heading}')[1].split("</table>")[0]
+    assert re.findall(r"class=best>([^<]+)<", table) == ["20.0", "21.0", "22.0", "24.0"]
+    assert re.findall(r"\.best \{([^}]*)\}", html) == [" font-weight: 750; "]  # no model's colour
 
 
 def test_same_data_give_the_same_bytes(data: ReportData, tmp_path: Path) -> None:
@@ -379,6 +438,34 @@ def test_any_number_of_methods_and_baselines_make_a_report(data: ReportData, tmp
     assert [row.rival for row in comparisons(many)[1:4]] == [other, *baselines[:2]]
 
 
+def test_an_articles_head_has_every_groups_distances_by_name(grouped: ReportData) -> None:
+    every = {"conditional": 30, "copy_control": 31, "other_perturbation": 32, "codec": 12, "floor": 8}
+    results = [
+        result("c", 0, 0, batches=batches, distances={"frechet": found})
+        for batches, more in (("seen", 0), ("held_out", 0.5))
+        for found in [{name: Distance(value + more, 24, 24) for name, value in every.items()}]
+    ]
+    shown = dataclasses.replace(grouped, perturbations=results, models=("conditional",))
+    table = re.search(r"<table class=scores>.*?</table>", render(shown))
+    assert table is not None
+    assert re.findall(r"<t[hd]>([^<]*)<", table[0]) == [
+        *("Fréchet distance ↓", "Conditional", "Copy control", "Other perturbation", "Codec", "Floor"),
+        *("Seen batches", "30.0", "31.0", "32.0", "12.0", "8.00"),
+        *("Held-out batches", "30.5", "31.5", "32.5", "12.5", "8.50"),
+    ]
+
+
+def test_print_keeps_a_chart_with_its_legend_and_text(grouped: ReportData) -> None:
+    page = render(grouped)
+    assert re.search(r"\.chart \{[^}]*break-inside: avoid", page)
+    boxes = re.findall(r'<figure class="chart">(.*?)</figure>', page, re.S)
+    assert sum("<svg" in box.split("</svg>")[-2] for box in boxes) == len(boxes) == 5  # dots, trust, losses
+    dots = [box for box in boxes if "Distance from real images, one row" in box]
+    assert len(dots) == 2 and all('class="legend"' in box and "<h3>" in box for box in dots)
+    trusted = [box for box in boxes if "Distance to the nearest training" in box]
+    assert all(escape(text) in trusted[0] for text in trust_sentences(grouped))
+
+
 def test_one_method_alone_makes_a_report(data: ReportData, tmp_path: Path) -> None:
     lone = PerturbationResult("only", images(1, count=2), {"frechet": {"floor": Distance(5, 2, 2)}})
     bare = dataclasses.replace(data, perturbations=[lone], losses={}, notes=())
@@ -416,6 +503,49 @@ def test_figure(value: float | None, text: str) -> None:
 def test_duration() -> None:
     assert [duration(seconds) for seconds in (41.7, 462, 11_100)] == ["42 s", "7 min 42 s", "3 h 5 min"]
     assert duration(None) == "–"
+
+
+def test_no_mark_of_a_row_hides_another() -> None:
+    assert charts.dodged([0, 20, 40]) == [0, 0, 0]
+    assert charts.dodged([]) == []
+    places = [5.0, 5.0, 100.0, 8.0, 105.0]
+    marks = list(zip(places, charts.dodged(places), strict=True))
+    apart = [math.dist(a, b) for a, b in itertools.combinations(marks, 2)]
+    assert min(apart) >= charts.MARK
+    assert set(charts.dodged([5.0] * 7)) == set(charts.LANES)  # more than there is room for
+
+
+def test_bars_of_ranks_differ_without_colour() -> None:
+    chart = charts.rank_chart({name: [1, 2, 3] for name in "abcd"})
+    Page(chart)
+    bars = [charts._bar(index, 0, 40, 16, 30) for index in range(4)]
+    assert ["hatch" in bar for bar in bars] == [False, False, True, True]
+    assert "h16.0" in bars[2] and "v30.0" in bars[3] and charts._bar(0, 0, 40, 16, 0) == ""
+    assert chart.count('class="rank fill1 series1"') == 3 + 1  # and the key
+    assert "Rank of the right cohort among 3: 1 is right" in chart
+
+
+def test_labels_of_points_stand_inside_and_apart() -> None:
+    points = [charts.Point(x, 10, "", f"compound-{x}") for x in (0, 0.001, 0.5, 1)]
+    chart = charts.scatter_chart([*points, *[charts.Point(0.5, 10, "", "hidden")] * 9], "x", "y")
+    Page(chart)
+    found = re.findall(r'class="beside" x="([\d.]+)" y="([\d.]+)" text-anchor="start">([^<]+)<', chart)
+    assert {name for _, _, name in found} > {f"compound-{x}" for x in (0, 0.001, 0.5, 1)}
+    boxes = [(float(x), float(y), float(x) + 7.6 * len(name)) for x, y, name in found]
+    assert all(left >= 0 and right <= charts.WIDTH for left, _, right in boxes)
+    for (left, y, right), (other_left, other_y, other_right) in itertools.combinations(boxes, 2):
+        assert left >= other_right or other_left >= right or abs(y - other_y) >= 16
+    assert chart.count(">hidden<") < 9  # not one over the other
+
+
+def test_losses_of_a_narrow_range_stand_on_an_axis_from_zero() -> None:
+    rng = np.random.default_rng(0)
+    losses = [(step, 0.75 + 0.01 * rng.standard_normal()) for step in range(20, 800, 20)]
+    chart = charts.loss_chart({"a": losses})
+    heights = [float(y) for y in re.findall(r",([\d.]+)", chart)]
+    assert max(heights) - min(heights) < 30  # of 216 pixels
+    assert ">0<" in chart and "Training step" in chart and "Training loss" in chart
+    assert "logarithmic" in charts.loss_chart({"a": [(1, 1.0), (2, 0.01)]})
 
 
 def test_ticks_and_smoothing() -> None:

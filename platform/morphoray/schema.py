@@ -78,6 +78,7 @@ METRICS = pa.schema(
         pa.field("experiment", pa.string(), nullable=False),
         pa.field("method", pa.string(), nullable=False),
         pa.field("perturbation_id", pa.string(), nullable=False),
+        pa.field("unseen", pa.bool_()),  # held out of training; null: not known
         pa.field("metric", pa.string(), nullable=False),
         pa.field("value", pa.float64()),
         pa.field("n_real", pa.int32(), nullable=False),

@@ -1,26 +1,29 @@
-"""The montage: real images, the first model's and a baseline's side by side, with a scale bar."""
+"""The montage: real images, the first model's and a baseline's side by side, rows named, with a scale bar."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from morphoray.evaluation.results import CONTROL, PerturbationResult, ReportData
+from morphoray.evaluation.results import BATCHES, CONTROL, PerturbationResult, ReportData
 from morphoray.imaging.crops import resize_square
 from morphoray.imaging.png import encode_png, grid
-from morphoray.imaging.scale_bar import bar_length, text_strip, with_bar
+from morphoray.imaging.scale_bar import bar_length, text_strip, text_width, with_bar
 
 Images = npt.NDArray[np.uint8]
 
 SHOWN = 8  # images of each kind
 GAP = 2
+LINE, LEAST_LINE = 22, 18  # pixels: a line of text, and the least that can be read
+LONGEST = 32  # characters of a name
 
 
 def montage(data: ReportData) -> bytes:
     """PNG: a row a perturbation and group of batches; SHOWN real images, as many of the model, of a baseline.
 
-    The baseline is the second model, else real controls. The first real image of a row has a scale bar where
-    its pixel size is known; the last line tells the bars' lengths.
+    Left of a row stand its perturbation, group and whether training saw it. The baseline is the second model,
+    else real controls. The first real image of a row has a scale bar where its pixel size is known; the last
+    line tells the bars' lengths.
     """
     kinds = [data.models[0], baseline(data)]
     side = data.perturbations[0].real.shape[-1]
@@ -33,13 +36,39 @@ def montage(data: ReportData) -> bytes:
             found = [resize_square(image, side) for image in (images if images is not None else ())][:SHOWN]
             row += [*found, *[blank] * (SHOWN - len(found)), blank]
         tiles += [*row[:columns], *[blank] * (columns - len(row))]
-    sheet = grid(tiles, columns, GAP)
-    step = (SHOWN + 1) * (side + GAP)
+    labels = _labels(data, side)
+    sheet = np.concatenate([labels, grid(tiles, columns, GAP)], axis=2)
+    step, line = (SHOWN + 1) * (side + GAP), max(LINE, side // 8)
     names = ["Real", *(data.methods[kind].label for kind in kinds if kind in data.methods)]
-    head = text_strip([(place * step, name) for place, name in enumerate(names)], sheet.shape[2])
+    places = [(labels.shape[2] + place * step, name) for place, name in enumerate(names)]
+    head = text_strip(places, sheet.shape[2], line)
     # Pillow's own font has no µ.
-    foot = text_strip([(0, scale_note(data).replace("µm", "micrometres"))], sheet.shape[2])
+    foot = text_strip([(0, scale_note(data).replace("µm", "micrometres"))], sheet.shape[2], line)
     return encode_png(np.concatenate([head, sheet, foot], axis=1))
+
+
+def _labels(data: ReportData, side: int) -> Images:
+    """The column (3, rows, width) that names rows of images of this side, in one line where they're low."""
+    texts = [row_label(result) for result in data.perturbations]
+    most = max(map(len, texts))
+    if side < most * LEAST_LINE:
+        texts, most = [[", ".join(lines)] for lines in texts], 1
+    line = min(max(LINE, side // 8), side // most)
+    width = max(text_width(text, line) for lines in texts for text in lines) + line
+    column = np.full((3, len(texts) * (side + GAP) - GAP, width), 255, np.uint8)
+    for row, lines in enumerate(texts):
+        top = row * (side + GAP) + (side - len(lines) * line) // 2
+        for place, text in enumerate(lines):
+            start = top + place * line
+            column[:, start : start + line] = text_strip([(0, text)], width, line)
+    return column
+
+
+def row_label(result: PerturbationResult) -> list[str]:
+    """The lines left of a row: perturbation, group of batches, whether it was held out of training."""
+    name = result.perturbation_id
+    short = name if len(name) <= LONGEST else name[: LONGEST - 3] + "..."  # the font has no ellipsis
+    return [short, *filter(None, [BATCHES[result.batches], "unseen in training" if result.unseen else ""])]
 
 
 def baseline(data: ReportData) -> str:

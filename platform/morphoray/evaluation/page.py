@@ -27,12 +27,14 @@ from morphoray.evaluation.results import (
     ReportData,
     cells,
     duration,
+    explained,
     figure,
     image_counts,
     mean,
     measured,
+    written,
 )
-from morphoray.evaluation.sections import compared, paper, ranks, subheading, trust
+from morphoray.evaluation.sections import chart_box, compared, paper, ranks, subheading, trust
 from morphoray.evaluation.words import caveats, summary
 from morphoray.imaging.crops import resize_square
 from morphoray.imaging.png import encode_png
@@ -55,10 +57,6 @@ def render(data: ReportData) -> str:
         facts=_facts(data),
         n=escape(image_counts(data)),
         headline=_headline(data),
-        legend="".join(
-            f"<span>{_key(data.mark(key))}{escape(method.label)}</span>"
-            for key, method in data.methods.items()
-        ),
         compared=compared(data),
         paper=paper(data),
         ranks=ranks(data),
@@ -102,7 +100,7 @@ def _headline(data: ReportData) -> str:
     groups = cells(data)
     metrics = [name for name in HEADLINE if any(measured(data, name, method) for method in data.methods)]
     span = f' colspan="{len(groups)}"'
-    head = "".join(f"<th{span} class=group>{escape(METRICS[metric].label)}</th>" for metric in metrics)
+    head = "".join(f"<th{span} class=group>{escape(METRICS[metric].title)}</th>" for metric in metrics)
     if len(groups) > 1:
         subheads = "".join(f"<th>{escape(cell.label)}</th>" for _ in metrics for cell in groups)
         head += f"</tr><tr><th></th>{subheads}"
@@ -120,8 +118,13 @@ def _headline(data: ReportData) -> str:
 
 
 def _dots(data: ReportData, batches: str) -> str:
-    rows = [_dot_row(data, result) for result in data.of(batches).perturbations]
-    return subheading(data, batches) + charts.dot_plot(rows, METRICS[FRECHET].label, "Unseen in training")
+    group = data.of(batches)
+    rows = [_dot_row(data, result) for result in group.perturbations]
+    legend = "".join(
+        f"<span>{_key(data.mark(key))}{escape(method.label)}</span>" for key, method in group.methods.items()
+    )
+    chart = charts.dot_plot(rows, METRICS[FRECHET].heading, "Unseen in training")
+    return chart_box(f'{subheading(data, batches)}<p class="legend">{legend}</p>', chart)
 
 
 def _by_perturbation(data: ReportData) -> list[list[PerturbationResult]]:
@@ -158,14 +161,6 @@ def _montage(data: ReportData, results: list[PerturbationResult]) -> str:
     elif result.is_control:
         badge = '<span class="badge">Control</span>'
     meta = " · ".join(escape(text) for text in about if text)
-    found = result.distances.get(FRECHET, {})
-    scores = "".join(
-        f"<span>{escape(method.label.split()[0])} <b>{figure(found[key].value)}</b></span>"
-        for key, method in data.methods.items()
-        if key in found
-    )
-    where = f", {BATCHES[result.batches]}" if len(data.batches) > 1 else ""
-    scores = f"{escape(METRICS[FRECHET].label + where)}{scores}" if scores else ""
     smiles = f"<code>{escape(result.smiles)}</code>" if result.smiles else ""
     name = result.perturbation_id
     first, *others = data.models
@@ -175,12 +170,29 @@ def _montage(data: ReportData, results: list[PerturbationResult]) -> str:
     if not others and CONTROL in result.images:
         tiles.append(_tiles("Real controls of the same batches", result.images[CONTROL], SMALL, name))
     return (
-        f"<article{' class=unseen' if result.unseen else ''}><header><h3>{escape(name)}</h3>{badge}"
-        f'<span class="meta">{meta}</span><span class="scores">{scores}</span>{smiles}</header>'
+        f"<article{' class=unseen' if result.unseen else ''}><header><div><h3>{escape(name)}</h3>{badge}"
+        f'<span class="meta">{meta}</span>{smiles}</div>{_scores(data, results)}</header>'
         f'<div class="pair large">{_tiles(real, result.real, LARGE, name, result.um_per_pixel)}'
         f"{_tiles('Generated', result.images.get(first), LARGE, name)}</div>"
         f'<div class="pair small">{_tiles(RECONSTRUCTED, result.images.get(CODEC), SMALL, name)}'
         f"{''.join(tiles)}</div></article>"
+    )
+
+
+def _scores(data: ReportData, results: list[PerturbationResult]) -> str:
+    """Every method's Fréchet distance from the real images, a line a group of batches."""
+    there = [key for key in data.methods if any(key in each.distances.get(FRECHET, {}) for each in results)]
+    if not there:
+        return ""
+    head = "".join(f"<th>{escape(data.methods[key].short)}</th>" for key in there)
+    rows = []
+    for each in results:
+        found = each.distances.get(FRECHET, {})
+        values = "".join(f"<td>{figure(found[key].value if key in found else None)}</td>" for key in there)
+        rows.append(f"<tr><th>{BATCHES[each.batches].capitalize()}</th>{values}</tr>")
+    return (
+        f"<table class=scores><thead><tr><th>{escape(METRICS[FRECHET].title)}</th>{head}</tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table>"
     )
 
 
@@ -208,7 +220,7 @@ def _tiles(
 
 
 def _numbers(data: ReportData) -> str:
-    """A table for each metric, a row a perturbation; the models' best value is marked."""
+    """A table for each metric below what it tells, a row a perturbation; the models' best value is bold."""
     return "".join(_of_metric(data, metric) for metric in METRICS)
 
 
@@ -234,14 +246,15 @@ def _of_metric(data: ReportData, metric: str) -> str:
             cells.append(f"<td{' class=best' if marked else ''}>{text}</td>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
     table = f"<table class=numbers><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    return f'<h3 class="of">{escape(METRICS[metric].label)}</h3><div class="scroll">{table}</div>'
+    title = f'<h3 class="of">{escape(METRICS[metric].heading)}</h3>'
+    return f'{title}<p class="told">{escape(explained(data, metric))}</p><div class="scroll">{table}</div>'
 
 
 def _with_interval(distance: Distance | None, metric: str) -> str:
     """A value; of a kernel distance with the interval that holds 95 % of its subsets."""
     if distance is None:
         return "–"
-    text = figure(distance.value)
+    text = written(metric, distance.value)
     if metric != KID or distance.low is None:
         return text
     return f"{text}<small>{figure(distance.low)} to {figure(distance.high)}</small>"
@@ -254,7 +267,7 @@ def _best(values: list[float], metric: str) -> float:
     better = METRICS[metric].better
     return (
         min(values, key=lambda value: abs(value - 1))
-        if better == "one"
+        if better in ("one", "up to one")
         else (max(values) if better == "higher" else min(values))
     )
 

@@ -105,18 +105,21 @@ class ProfileResults:
     notes: Sequence[str] = ()
 
 
-def profile_metrics(results: ProfileResults, experiment: str, seed: int) -> pa.Table:
+def profile_metrics(
+    results: ProfileResults, experiment: str, seed: int, unseen: Mapping[str, bool] | None = None
+) -> pa.Table:
     """Every number that a method has of a perturbation as a row of schema.METRICS, stamped as measured.
 
     frechet: between profiles. profile_correlation: of n generated with n real images, FLOOR's of real halves.
     profile_correlation_all: of all images. profile_recall: share that the classifier recognises. cell_count:
-    cells an image. The floor and the real images stand as FLOOR.
+    cells an image. The floor and the real images stand as FLOOR. unseen: by perturbation, null for others.
     """
     rows = [
         {
             "experiment": experiment,
             "method": FLOOR if source == REAL else source,
             "perturbation_id": name,
+            "unseen": (unseen or {}).get(name),
             "metric": metric,
             "value": None if np.isnan(value) else value,
             "n_real": n_real,

@@ -69,14 +69,14 @@ def _recognised(source: SourceProfiles, label: str) -> Cell:
 
 
 COLUMNS: dict[str, Callable[[SourceProfiles], Cell]] = {
-    "Correlation with real profiles": lambda source: _estimate(source.correlation),
-    "Fréchet distance of profiles": _distance,
-    "Clusters, perturbation": lambda source: _nmi(source, "perturbation"),
-    "Clusters, mechanism": lambda source: _nmi(source, "moa"),
-    "NSC": lambda source: _mechanisms(source, "nsc"),
-    "NSCB": lambda source: _mechanisms(source, "nscb"),
-    "Recognised, perturbation": lambda source: _recognised(source, "perturbation"),
-    "Recognised, mechanism": lambda source: _recognised(source, "moa"),
+    "Correlation with real profiles ↑": lambda source: _estimate(source.correlation),
+    "Fréchet distance of profiles ↓": _distance,
+    "Clusters, perturbation ↑": lambda source: _nmi(source, "perturbation"),
+    "Clusters, mechanism ↑": lambda source: _nmi(source, "moa"),
+    "NSC ↑": lambda source: _mechanisms(source, "nsc"),
+    "NSCB ↑": lambda source: _mechanisms(source, "nscb"),
+    "Recognised, perturbation ↑": lambda source: _recognised(source, "perturbation"),
+    "Recognised, mechanism ↑": lambda source: _recognised(source, "moa"),
 }
 
 
@@ -135,9 +135,11 @@ def profile_caveats(results: ProfileResults) -> list[str]:
     """How to read the section, one paragraph each."""
     measured, selected = results.features
     paragraphs = [
+        "↑: higher is better, ↓: lower is; the row of real images is what a perfect method reaches. The "
+        "number of cells is best where the real images' is.",
         "The number of cells is a confounder, and no feature: most measurements of a cell depend on how "
         "crowded it is. Where a method's images hold another number of cells than the real ones, read the "
-        "rest with that in mind."
+        "rest with that in mind.",
     ]
     if not results.problem:
         left_out = sum(each.incomplete for each in results.cells.values())

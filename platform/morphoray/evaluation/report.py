@@ -22,12 +22,15 @@ from morphoray.evaluation.results import (
     RunFacts,
     cells,
     duration,
+    explained,
     figure,
     image_counts,
     mean,
     measured,
     metrics_table,
+    written,
 )
+from morphoray.evaluation.sections import COMPARED
 from morphoray.evaluation.trust import TRUST_HEAD, trust_rows, trust_sentences
 from morphoray.evaluation.words import caveats, summary
 from morphoray.storage import Storage, join
@@ -39,7 +42,9 @@ def write_report(data: ReportData, out_uri: str, storage: Storage) -> str:
     """Write the report's five files below out_uri; returns the URI of report.html, which is written last."""
     table = metrics_table(data)
     if data.profiles:
-        table = pa.concat_tables([table, profile_metrics(data.profiles, data.experiment, data.seed)])
+        unseen = {result.perturbation_id: result.unseen for result in data.perturbations}
+        profiles = profile_metrics(data.profiles, data.experiment, data.seed, unseen)
+        table = pa.concat_tables([table, profiles])
     storage.write_table(join(out_uri, "metrics.parquet"), table)
     buffer = io.BytesIO()
     pyarrow.csv.write_csv(table, buffer)
@@ -64,10 +69,10 @@ def markdown(data: ReportData) -> str:
     ]
     parts = [f"# {_cell(data.title)}", *map(_cell, summary(data))]
     parts.append(f"## Means over perturbations, N = {image_counts(data)}\n\n{_headline(data)}")
-    parts.append(f"## {METRICS[FRECHET].label} of every perturbation\n\n{_each(data)}")
+    parts.append(f"## {METRICS[FRECHET].title}, every perturbation\n\n{_each(data)}")
     if compared := comparisons(data):
         texts = [comparison_cells(data, row) for row in compared]
-        parts.append("## The first model against the others\n\n" + _table(COMPARISON_HEAD, texts))
+        parts += ["## Is the difference real?", _cell(COMPARED), _table(COMPARISON_HEAD, texts)]
     if paper := paper_rows(data):
         bold = [[_bold(value) for value in row] for row in paper]
         parts += ["## In the paper's form", _cell(PAPER_NOTE), _table(PAPER_HEAD, bold)]
@@ -82,18 +87,22 @@ def markdown(data: ReportData) -> str:
 
 
 def _headline(data: ReportData) -> str:
-    """A table for each metric, a column for each cell."""
+    """A table for each metric below its direction and what it tells, a column for each cell."""
     groups = cells(data)
     parts = []
     for metric in METRICS:
         rows = [
-            (method.label, *(figure(mean(measured(data, metric, key, cell))) for cell in groups))
+            (
+                method.label,
+                *(written(metric, mean(measured(data, metric, key, cell)), mean=True) for cell in groups),
+            )
             for key, method in data.methods.items()
             if measured(data, metric, key)
         ]
         if rows:
             head = ("method", *(cell.label for cell in groups))
-            parts.append(f"{METRICS[metric].label}:\n\n{_table(head, rows)}")
+            title = f"### {METRICS[metric].heading}\n\n{_cell(explained(data, metric))}"
+            parts.append(f"{title}\n\n{_table(head, rows)}")
     return "\n\n".join(parts)
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -11,17 +10,8 @@ import pyarrow as pa
 from morphoray import schema
 from morphoray.errors import DataError
 from morphoray.evaluation.distances import CODEC, FLOOR, Distance
-from morphoray.evaluation.measures import (
-    CONTROL,
-    FRECHET,
-    FRECHET_PAPER,
-    KID,
-    KID_PAPER,
-    OTHER,
-    RATIO,
-    SHARE,
-    TRAINED,
-)
+from morphoray.evaluation.measures import CONTROL, FRECHET, FRECHET_PAPER, KID, KID_PAPER, OTHER, TRAINED
+from morphoray.evaluation.metrics import METRICS, RANK
 from morphoray.evaluation.novelty import Novelty
 from morphoray.evaluation.profile_results import ProfileResults
 
@@ -36,49 +26,48 @@ BATCHES = {"": "", SEEN: "seen batches", HELD_OUT: "held-out batches"}
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the headline table: where images come from, and what their distance tells."""
+    """A row of the headline table: where images come from, and what their distance tells.
+
+    short: its name where a line has room for a word or two.
+    """
 
     label: str
     note: str
+    short: str
 
 
 MODELS: dict[str, Method] = {
-    CONDITIONAL: Method("Conditional model", "images generated for this perturbation"),
-    UNCONDITIONAL: Method("Unconditional model", "images generated without knowing the perturbation"),
+    CONDITIONAL: Method("Conditional model", "images generated for this perturbation", "Conditional"),
+    UNCONDITIONAL: Method(
+        "Unconditional model", "images generated without knowing the perturbation", "Unconditional"
+    ),
 }
 BASELINES: dict[str, Method] = {
-    CONTROL: Method("Copy control", "real control images of the same batches: what ignoring the drug gives"),
-    OTHER: Method("Another perturbation", "real images of another perturbation"),
-    TRAINED: Method("Trained on", "the real images of this perturbation that training saw"),
-    CODEC: Method("Codec alone", "real images, encoded and decoded: what the codec costs"),
-    FLOOR: Method("Real against real", "two disjoint sets of real images: the floor at this N"),
+    CONTROL: Method(
+        "Copy control",
+        "real control images of the same batches: what ignoring the drug gives",
+        "Copy control",
+    ),
+    OTHER: Method("Another perturbation", "real images of another perturbation", "Other perturbation"),
+    TRAINED: Method("Trained on", "the real images of this perturbation that training saw", "Trained on"),
+    CODEC: Method("Codec alone", "real images, encoded and decoded: what the codec costs", "Codec"),
+    FLOOR: Method("Real against real", "two disjoint sets of real images: the floor at this N", "Floor"),
 }
 
-
-@dataclass(frozen=True)
-class Metric:
-    """How a metric is called and written: `better` is where a good method goes, scale what print shows."""
-
-    label: str
-    better: Literal["lower", "higher", "one"] = "lower"
-
-
-METRICS: dict[str, Metric] = {
-    FRECHET: Metric("Fréchet distance"),
-    KID: Metric("Kernel distance"),
-    "frechet_infinity": Metric("Fréchet distance at infinite N, extrapolated"),
-    "rank": Metric("Rank of the matched real cohort"),
-    "precision": Metric("Precision", "higher"),
-    "recall": Metric("Recall", "higher"),
-    "density": Metric("Density", "one"),
-    "coverage": Metric("Coverage", "higher"),
-    FRECHET_PAPER: Metric("Fréchet distance by the paper's padded protocol"),
-    KID_PAPER: Metric("Kernel distance by the paper's padded protocol"),
-    RATIO: Metric("Distance to the nearest training image, over training images' own", "one"),
-    SHARE: Metric("Share nearer to a training image than the nearest 1 % of these are"),
-}
 HEADLINE = (FRECHET, KID)  # metrics of the first table
-__all__ = ["CODEC", "CONTROL", "FLOOR", "FRECHET", "FRECHET_PAPER", "KID", "KID_PAPER", "OTHER", "TRAINED"]
+__all__ = [
+    "CODEC",
+    "CONTROL",
+    "FLOOR",
+    "FRECHET",
+    "FRECHET_PAPER",
+    "KID",
+    "KID_PAPER",
+    "METRICS",
+    "OTHER",
+    "RANK",
+    "TRAINED",
+]
 
 
 @dataclass(frozen=True)
@@ -176,7 +165,9 @@ class ReportData:
         there = {
             name for result in self.perturbations for found in result.distances.values() for name in found
         }
-        models = {name: MODELS.get(name, Method(name, "images of another method")) for name in self.models}
+        models = {
+            name: MODELS.get(name, Method(name, "images of another method", name)) for name in self.models
+        }
         return models | {name: method for name, method in BASELINES.items() if name in there}
 
     def __post_init__(self) -> None:
@@ -198,7 +189,8 @@ def metrics_table(data: ReportData) -> pa.Table:
     """Every distance as a row of schema.METRICS, stamped with the run's fingerprint.
 
     experiment: the data's name, then /seen or /held_out where batches are told apart. A mean over draws has
-    two more rows, <metric>_low and <metric>_high: 95 % of its draws lie between them.
+    two more rows, <metric>_low and <metric>_high: 95 % of its draws lie between them. unseen: whether the
+    perturbation was held out of training.
     """
     found = [
         (result, metric, data.extractor, distances)
@@ -215,6 +207,7 @@ def metrics_table(data: ReportData) -> pa.Table:
             "experiment": "/".join(filter(None, (data.experiment, result.batches))),
             "method": method,
             "perturbation_id": result.perturbation_id,
+            "unseen": result.unseen,
             "metric": name,
             "value": value,
             "n_real": distance.n_b,
@@ -304,6 +297,35 @@ def figure(value: float | None) -> str:
 def interval(low: float, high: float) -> str:
     """Both ends of an interval; '–' for none."""
     return f"{figure(low)} to {figure(high)}" if np.isfinite(low) else "–"
+
+
+def written(metric: str, value: float | None, mean: bool = False) -> str:
+    """A metric's value as print shows it: a rank whole, a mean rank at two decimals, others as `figure`."""
+    if metric != RANK or value is None or not np.isfinite(value):
+        return figure(value)
+    return f"{value:.2f}" if mean else f"{value:.0f}"
+
+
+def explained(data: ReportData, metric: str) -> str:
+    """What the metric tells, for a line above its table; of ranks what chance would give, too."""
+    told = METRICS[metric].means
+    return f"{told} {chance}" if metric == RANK and (chance := rank_chance(data)) else told
+
+
+def rank_chance(data: ReportData) -> str:
+    """Among how many cohorts a rank is, and the mean that chance gives; empty where there are no ranks."""
+    counts = {
+        batches: max(len(measured(data.of(batches), RANK, model)) for model in data.models)
+        for batches in data.batches
+    }
+    told = {
+        batches: f"{count} cohorts, where chance gives a mean of {(count + 1) / 2:g}"
+        for batches, count in counts.items()
+        if count
+    }
+    if len({*told.values()}) > 1:
+        return f"Among {'; '.join(f'{text} ({BATCHES[batches]})' for batches, text in told.items())}."
+    return f"Among {next(iter(told.values()))}." if told else ""
 
 
 def probability(p: float) -> str:

@@ -6,7 +6,7 @@ from html import escape
 from morphoray.evaluation import charts
 from morphoray.evaluation.comparisons import COMPARISON_HEAD, comparison_cells, comparisons
 from morphoray.evaluation.paper_form import PAPER_HEAD, PAPER_NOTE, paper_rows
-from morphoray.evaluation.results import BATCHES, FRECHET, METRICS, ReportData, figure
+from morphoray.evaluation.results import BATCHES, FRECHET, METRICS, RANK, ReportData, explained, figure
 from morphoray.evaluation.trust import TRUST_HEAD, Trust, trust_rows, trust_sentences, trusts
 
 COMPARED = """The first model against the others and against real images of other conditions, treatment by
@@ -14,18 +14,21 @@ treatment, mechanisms averaged first: the mean difference, below 0 where the fir
 bootstrap interval, the paired t-test with its p adjusted for all rows (Benjamini–Hochberg), and the paper's
 two-sample t-test over perturbations (* p < 0.01, ** p < 0.001; Welch's form is our reading), which takes
 numbers that share real images for independent ones."""
-RANKED = """The rank of the matched real images among the real images of all perturbations, by Fréchet
-distance from the generated ones. 1 is right; a model that knows nothing of the perturbation spreads
-evenly."""
+RANKED = "By Fréchet distance; a model that knows nothing of the perturbation spreads evenly over all ranks."
 LEAST_CHARTED = 3  # points
 TRUSTED = """The first model's error on perturbations that training never saw, by how far each lies from the
 nearest one that it did see."""
 
 
 def section(heading: str, under: str, *parts: str) -> str:
-    """A heading, a line of explanation and what follows, each in a box that scrolls; empty without parts."""
-    boxes = "".join(f'<div class="scroll">{part}</div>' for part in parts if part)
-    return f'<h2>{escape(heading)}</h2><p class="under">{escape(under)}</p>{boxes}' if boxes else ""
+    """A heading, a line of explanation and what follows, HTML; empty without parts."""
+    found = "".join(parts)
+    return f'<h2>{escape(heading)}</h2><p class="under">{escape(under)}</p>{found}' if found else ""
+
+
+def chart_box(above: str, chart: str) -> str:
+    """A chart that print keeps on one page with what stands above it, HTML both; empty without a chart."""
+    return f'<figure class="chart">{above}<div class="scroll">{chart}</div></figure>' if chart else ""
 
 
 def table(head: Iterable[str], rows: Sequence[Sequence[str]]) -> str:
@@ -34,12 +37,13 @@ def table(head: Iterable[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _table(head: Iterable[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of cells that are HTML; empty without rows."""
+    """A table of cells that are HTML, in a box that scrolls; empty without rows."""
     if not rows:
         return ""
     names = "".join(f"<th>{escape(name)}</th>" for name in head)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return f'<table class="numbers texts"><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table>'
+    found = f'<table class="numbers texts"><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table>'
+    return f'<div class="scroll">{found}</div>'
 
 
 def compared(data: ReportData) -> str:
@@ -55,15 +59,15 @@ def ranks(data: ReportData) -> str:
         results = data.of(batches).perturbations
         found = {
             data.methods[model].label: [
-                result.distances["rank"][model].value
+                result.distances[RANK][model].value
                 for result in results
-                if model in result.distances.get("rank", {})
+                if model in result.distances.get(RANK, {})
             ]
             for model in data.models
         }
         chart = charts.rank_chart({name: values for name, values in found.items() if values})
-        parts.append(f"{subheading(data, batches)}{chart}" if chart else "")
-    return section("Which real cohort lies nearest?", RANKED, *parts)
+        parts.append(chart_box(subheading(data, batches), chart))
+    return section("Which real cohort lies nearest?", f"{explained(data, RANK)} {RANKED}", *parts)
 
 
 def subheading(data: ReportData, batches: str) -> str:
@@ -84,15 +88,21 @@ def trust(data: ReportData) -> str:
     """Error against distance from training: what the correlations say, a chart each, and every value."""
     sentences = "".join(f"<p>{escape(text)}</p>" for text in trust_sentences(data))
     charted = [_trust_chart(each) for each in trusts(data) if len(each.results) >= LEAST_CHARTED]
-    parts = [sentences, *charted, table(TRUST_HEAD, trust_rows(data))]
-    return section("Where can the model be trusted?", TRUSTED, *parts)
+    above = [sentences, *[""] * len(charted)]  # the first chart stays with the sentences
+    boxes = [chart_box(text, chart) for text, chart in zip(above, charted, strict=False)] or [sentences]
+    return section("Where can the model be trusted?", TRUSTED, *boxes, table(TRUST_HEAD, trust_rows(data)))
 
 
 def _trust_chart(found: Trust) -> str:
     points = [
-        charts.Point(distance, error, f"{result.perturbation_id}: {figure(error)} at {distance:.2f}")
+        charts.Point(
+            distance,
+            error,
+            f"{result.perturbation_id}: {figure(error)} at {distance:.2f}",
+            result.perturbation_id,
+        )
         for result, distance, error in zip(found.results, found.distances, found.errors, strict=True)
     ]
     where = f", {BATCHES[found.batches]}" if found.batches else ""
     axis = f"Distance to the nearest training perturbation, {found.kind}{where}"
-    return charts.scatter_chart(points, axis, METRICS[FRECHET].label)
+    return charts.scatter_chart(points, axis, METRICS[FRECHET].heading)

@@ -186,7 +186,7 @@ def caveats(data: ReportData) -> list[str]:
     floors = [mean(measured(data.of(batches), FRECHET, FLOOR)) for batches in data.batches]
     told = " and ".join(figure(floor) for floor in floors if floor is not None)
     n = image_counts(data)
-    bias = f": the floor, {told}, is nothing else" if told else ""
+    bias = f", which the floor shows: {told}" if told else ""
     paragraphs = [
         f"Every distance compares {n} with {n} images. A Fréchet distance of few images carries a large "
         f"sample-size bias{bias}. Where N is below the number of features (1,280 of EfficientNet-Lite0, "
@@ -196,7 +196,8 @@ def caveats(data: ReportData) -> list[str]:
         f"Features: {data.extractor}, weights {data.weights_hash}, resized by clean-fid ({data.mode}). "
         "Another extractor has another scale.",
         "All methods of a perturbation are measured from the same real images. The codec's and the floor's "
-        "images are other real ones, so that neither profits from meeting itself again.",
+        "images are other real ones, of other fields of view: crops of one field are alike, so none lies on "
+        "both sides.",
     ]
     paragraphs += [*_kernel_subsets(data), *_tests(data), *_batches(data), *paper_caveat(data)]
     for batches in data.batches:

@@ -30,6 +30,11 @@ def with_bar(image: Pixels, um_per_pixel: float) -> Pixels:
     return drawn
 
 
+def text_width(text: str, height: int = 22) -> int:
+    """Pixels that a text of `text_strip` takes in a strip of this height."""
+    return math.ceil(ImageFont.load_default(size=0.6 * height).getlength(text))
+
+
 def text_strip(texts: list[tuple[int, str]], width: int, height: int = 22) -> Pixels:
     """A white strip (3, height, width) with black texts, each beginning at its column, cut at the edge."""
     strip = Image.new("RGB", (width, height), "white")

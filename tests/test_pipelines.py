@@ -34,6 +34,7 @@ from morphoray.pipelines.generate import read_images
 from morphoray.pipelines.layout import layout_of, resolve
 from morphoray.pipelines.run import run_everything, run_generate, run_import, run_train
 from morphoray.pipelines.stream import RETRIES, Item, Stage, stream
+from morphoray.progress import Progress
 from morphoray.storage import Storage
 from tinyrun import REAL_RAY, ROOT, make_images, run_of, settings, start, weights
 
@@ -228,6 +229,21 @@ def test_training_killed_by_sigkill_ends_in_the_same_weights(
     with start("train", config, run, log) as again:
         assert re.search(r"resuming at step \d+ of 40", again.succeed())
     assert weights(run / "bundle") == weights(tmp_path / "whole" / "bundle")
+
+
+def test_work_of_an_earlier_call_counts_in_no_rate(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = iter([100.0, 102.0, 110.0, 120.0])
+    monkeypatch.setattr("morphoray.progress.time.monotonic", lambda: next(now))
+    progress = Progress("encode", 1000, "sites", before=900)
+    for count in (10, 40, 50):  # after 2, 10 and 20 s
+        progress.add(count)
+    assert capsys.readouterr().out.splitlines() == [
+        "encode   90 %  900/1000 sites done before",
+        "encode   95 %  950/1000 sites  5.0 sites/s  10 s left",
+        "encode  100 %  1000/1000 sites  5.0 sites/s  0 s left",
+    ]
 
 
 def test_a_missing_bundle_is_said(tmp_path: Path) -> None:

@@ -120,8 +120,7 @@ def _run(config: RunConfig, items: list[Item], counts: Counter[str], total: int)
         encoding_stage(config, EncodePart, {"config": config}),
         Stage(write_part, {"layout": layout, "storage": storage, "made_by": made_by}, cpus=0.5),
     ]
-    progress = Progress("encode", total, "sites")
-    progress.add(counts["sites"])
+    progress = Progress("encode", total, "sites", before=counts["sites"])
     for row in stream(items, stages):
         counts.update(rows=row["rows"], bad=row["bad"], sites=row["sites"])
         progress.add(row["sites"], f"  {counts['bad']} quarantined" if counts["bad"] else "")

@@ -121,9 +121,7 @@ def generate_images(
     done = {uri.rsplit("/", 1)[-1] for uri in storage.list_files(join(out, "parts"), suffix=".parquet")}
     todo = [part for part in parts if f"{part['name']}.parquet" not in done]
     total = sum(part["count"] for part in parts)
-    progress = Progress("generate", total, "images")
-    if len(todo) < len(parts):
-        progress.add(total - sum(part["count"] for part in todo))
+    progress = Progress("generate", total, "images", before=total - sum(part["count"] for part in todo))
     arguments = {
         "storage": storage,
         "bundle": bundle,

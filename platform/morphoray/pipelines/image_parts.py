@@ -95,8 +95,9 @@ class ImageParts:
     def _compute(self, todo: Sequence[Item], total: int, work: type, arguments: Mapping[str, Any]) -> None:
         settings = self.settings
         preflight(self.what, measuring_resources(settings))
-        progress = Progress(self.what, total, "images")
-        progress.add(total - sum(len(part["rows"]) for part in todo))
+        progress = Progress(
+            self.what, total, "images", before=total - sum(len(part["rows"]) for part in todo)
+        )
         measuring = Stage(
             work, dict(arguments), settings.num_actors, settings.cpus_per_actor, settings.gpus_per_actor
         )

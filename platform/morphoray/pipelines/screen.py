@@ -145,9 +145,7 @@ def _run_parts(
     config: RunConfig, parts: list[Item], todo: list[Item], control: Perturbation, out: str, storage: Storage
 ) -> None:
     total, left = (sum(len(part["lines"]) for part in some) for some in (parts, todo))
-    progress = Progress("screen", total, "molecules")
-    if left < total:
-        progress.add(total - left)
+    progress = Progress("screen", total, "molecules", before=total - left)
     generation = config.generation
     stages = [
         Stage(

@@ -20,6 +20,7 @@ from morphoray.evaluation.profile_results import ProfileMap, ProfileResults, pro
 from morphoray.evaluation.profile_section import profile_caveats, profile_table, profile_words
 from morphoray.evaluation.report import PerturbationResult, ReportData, RunFacts, markdown, write_report
 from morphoray.evaluation.segmentation import SegmentationOptions, segment
+from morphoray.evaluation.words import summary
 from morphoray.storage import Storage
 
 CHANNELS = ("actin", "tubulin", "dna")
@@ -174,7 +175,8 @@ def test_the_section_stands_in_page_and_text(tmp_path: Path) -> None:
     assert any("of fewer than 6 none" in each for each in profile_caveats(results()))
     assert [source for source, _ in rows] == ["good", "poor", "copy_control", "real"]
     assert "NSC ↑" in head and "NSCB ↑" not in head, "no treatment can be answered"
-    assert "| Real images |" in text and "over 4 treatments its profiles correlate" in text
+    assert "| Real images |" in text and text.count("over 4 treatments its profiles correlate") == 4
+    assert any(each.startswith("Cells. ") and "two halves of the real" in each for each in summary(data))
     assert any("confounder" in each for each in profile_caveats(results()))
     table = Storage().read_table(str(tmp_path / "metrics.parquet")).to_pylist()
     assert {row["unseen"] for row in table} == {False}, "of profiles too"

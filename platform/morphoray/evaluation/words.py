@@ -6,6 +6,7 @@ import numpy as np
 
 from morphoray.evaluation.comparisons import Comparison, Verdict, comparisons, rivals, verdict
 from morphoray.evaluation.paper_form import paper_caveat
+from morphoray.evaluation.profile_section import profile_words
 from morphoray.evaluation.results import (
     BATCHES,
     CODEC,
@@ -54,6 +55,8 @@ def summary(data: ReportData) -> list[str]:
     """The result in plain sentences, taken from the measurements only, then what the data are."""
     rows = comparisons(data)
     paragraphs = [text for batches in data.batches for text in _of_batches(data, batches, rows)]
+    if data.profiles and not data.profiles.problem:
+        paragraphs.append(f"Cells. {' '.join(profile_words(data, data.profiles))}")
     if any(row.rival in data.models for row in rows):
         paragraphs.append(ONE_RUN)
     if data.excluded:

@@ -113,7 +113,8 @@ def test_perturbations_of_one_mechanism_count_once() -> None:
     assert "closer on 6 and 6 of 6 mechanisms (9 perturbations)" in summary(report(results))[0]
     doses = [result(f"d{n}", models(n, 10), smiles=f"C{n // 2}") for n in range(8)]
     row = comparisons(report(doses))[0]
-    assert (row.paired.n, row.groups) == (4, "compounds or genes")
+    assert (row.paired.n, row.counted) == (4, "4 compounds or genes")
+    assert comparisons(report(doses[:2]))[0].counted == "1 compound or gene"
 
 
 def test_only_pairs_are_compared() -> None:

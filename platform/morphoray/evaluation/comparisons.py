@@ -53,6 +53,13 @@ class Comparison:
     treatments: int
     adjusted: float = float("nan")
 
+    @property
+    def counted(self) -> str:
+        """How many groups: '7 mechanisms', '1 compound or gene'."""
+        if self.paired.n == 1:
+            return f"1 {' '.join(word.removesuffix('s') for word in self.groups.split())}"
+        return f"{self.paired.n} {self.groups}"
+
 
 def rivals(data: ReportData) -> list[str]:
     """What the first model is compared with: the other models, and real images of other conditions."""
@@ -130,7 +137,7 @@ def comparison_cells(data: ReportData, row: Comparison) -> tuple[str, ...]:
         data.methods[row.rival].label,
         figure(paired.mean),
         interval(paired.low, paired.high),
-        f"{paired.first_smaller} of {paired.n} {row.groups}",
+        f"{paired.first_smaller} of {row.counted}",
         f"{probability(paired.p)} ({probability(row.adjusted)})",
         f"{probability(paper.p)} {stars(paper.p)}".strip() + f" (n = {row.treatments})",
         figure(paper.effect),

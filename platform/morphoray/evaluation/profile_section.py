@@ -114,9 +114,10 @@ def profile_words(data: ReportData, results: ProfileResults) -> list[str]:
         if found is None:
             told.append(f"{_label(data, model)}: too few images have cells to compare profiles.")
         else:
+            treatments = "1 treatment" if found.n == 1 else f"{found.n} treatments"
             told.append(
-                f"{_label(data, model)}: over {found.n} treatments its profiles correlate with the real ones "
-                f"at {_estimate(found)}."
+                f"{_label(data, model)}: over {treatments} its profiles correlate with the real ones at "
+                f"{_estimate(found)}."
             )
     real, control = (results.sources.get(name, SourceProfiles()).correlation for name in (REAL, CONTROL))
     bounds = []

@@ -120,7 +120,7 @@ def _figures(rows: Sequence[Comparison], tested: bool) -> str:
     ]
     closer = " and ".join(str(row.paired.first_smaller) for row in rows)
     row = rows[0]
-    counted = f"{row.paired.n} {row.groups}"
+    counted = row.counted
     if row.paired.n != row.treatments:
         counted += f" ({row.treatments} perturbations)"
     return f"{', '.join(told)}, closer on {closer} of {counted}"

@@ -25,7 +25,7 @@ from morphoray.pipelines.evaluate import folder_notes, methods_of
 from morphoray.pipelines.features import FeatureTable
 from morphoray.pipelines.image_parts import ImageRow, read_images_part
 from morphoray.pipelines.layout import resolve
-from morphoray.pipelines.method_images import read_method
+from morphoray.pipelines.method_images import read_method, run_of
 from morphoray.pipelines.reference import Reference, by_batches, finite, limits, mixed, real_rows
 from morphoray.pipelines.shown import um_per_pixel
 from morphoray.sections import build
@@ -307,6 +307,14 @@ def test_a_folder_of_another_size_or_kind(tmp_path: Path, shape: tuple[int, int,
 def test_names_of_the_reports_own_rows_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match=f"evaluation.methods: {name}: the report has other rows"):
         methods_of(config_of(tmp_path, methods={name: {"images": "x"}}))
+
+
+def test_what_a_call_sets_holds_for_its_own_run(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    config = config.model_copy(update={"generation": config.generation.model_copy(update={"n": 7})})
+    own = methods_of(config)["conditional"]
+    found = run_of(config, own)  # no file is there to be read
+    assert found is not None and found.generation.n == 7
 
 
 def test_an_extractors_file_means_the_same_everywhere(

@@ -54,10 +54,12 @@ def method_images(config: RunConfig, name: str, method: MethodConfig, out: str) 
 
 
 def run_of(config: RunConfig, method: MethodConfig) -> RunConfig | None:
-    """The run that a method names, None if it names none."""
+    """The run that a method names, None if it names none; this very run is `config`, as the call sets it."""
     if method.run is None:
         return None
     uri = absolute(method.run)
+    if uri == layout_of(config).of("config.yaml"):
+        return config
     return resolve(parse(storage_from(config.storage).read_text(uri), uri))
 
 

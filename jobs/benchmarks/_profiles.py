@@ -13,11 +13,11 @@ from _responses import Seen
 
 from morphoray.datasets.simulator.library import CONTROL
 from morphoray.evaluation.features import Images
-from morphoray.evaluation.measurements import feature_names, image_means, measure
+from morphoray.evaluation.measurements import feature_names, measured_image
 from morphoray.evaluation.profile_analysis import CLIP
 from morphoray.evaluation.profile_scores import agreement
 from morphoray.evaluation.profiles import REAL, normalise, select_features
-from morphoray.evaluation.segmentation import SegmentationOptions, segment
+from morphoray.evaluation.segmentation import SegmentationOptions
 from morphoray.seeds import numpy_generator
 
 Floats = npt.NDArray[np.float64]
@@ -35,12 +35,7 @@ def measure_images(images: Images) -> pd.DataFrame:
 
 
 def _measured(images: Images) -> Floats:
-    rows = []
-    for image in images:
-        found = segment(image, CHANNELS, SEGMENTATION)
-        means = image_means(measure(image, CHANNELS, found, {}), found, {})
-        rows.append(means[feature_names(CHANNELS)].to_numpy(np.float64)[0])
-    return np.stack(rows)
+    return np.stack([measured_image(image, CHANNELS, SEGMENTATION)[2] for image in images])
 
 
 def profile_correlations(measured: Callable[[Images], pd.DataFrame], n: int, repeats: int) -> dict[str, Seen]:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from morphoray.errors import DataError, MissingExtraError
 from morphoray.evaluation.cell_crops import nucleus_centres
-from morphoray.evaluation.segmentation import Labels, Segmentation
+from morphoray.evaluation.segmentation import Labels, Segmentation, SegmentationOptions, segment
 
 Values = dict[str, npt.NDArray[np.float64]]
 Pixels = npt.NDArray[np.float64]
@@ -77,6 +77,22 @@ def image_means(cells: pd.DataFrame, segmentation: Segmentation, metadata: Mappi
     head |= dict(zip(COUNTS, ([segmentation.count], [segmentation.nucleus_count]), strict=True))
     means = cells[feature_columns(cells)].mean().to_frame().T
     return pd.concat([pd.DataFrame(head), means], axis=1)
+
+
+def measured_image(
+    image: npt.NDArray[np.generic],
+    channels: Sequence[str],
+    options: SegmentationOptions,
+    families: Sequence[str] = DEFAULT_FAMILIES,
+) -> tuple[int, int, npt.NDArray[np.float64]]:
+    """Find an image's cells and measure them: whole cells, nuclei, and means (d,) of the features over cells.
+
+    The means are in the order of `feature_names`, NaN without a cell. Raises what `segment` and `measure` do.
+    """
+    found = segment(image, channels, options)
+    means = image_means(measure(image, channels, found, {}, families), found, {})
+    values = means[feature_columns(means)].to_numpy(np.float64)[0]
+    return found.count, found.nucleus_count, values
 
 
 def feature_names(channels: Sequence[str], families: Sequence[str] = DEFAULT_FAMILIES) -> list[str]:

@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 from morphoray import schema
 from morphoray.config import ProfilesConfig, RunConfig
 from morphoray.errors import MissingExtraError
-from morphoray.evaluation.measurements import DEFAULT_FAMILIES, feature_names, image_means, measure
+from morphoray.evaluation.measurements import DEFAULT_FAMILIES, feature_names, measured_image
 from morphoray.evaluation.profile_analysis import profile_results
 from morphoray.evaluation.profile_results import ProfileResults
-from morphoray.evaluation.segmentation import SegmentationOptions, segment
+from morphoray.evaluation.segmentation import SegmentationOptions
 from morphoray.perturbations.base import Perturbation, plain_id
 from morphoray.pipelines.cells import segmentation_options
 from morphoray.pipelines.encode import read_plan
@@ -40,7 +40,9 @@ class MeasurementPart:
 
     def __call__(self, item: Item) -> Item:
         """The part's MEASUREMENTS, packed."""
-        rows = [self._means(image) for image in images_of(item)]
+        rows = [
+            measured_image(image, self._channels, self._options, self._families) for image in images_of(item)
+        ]
         values = np.stack([row[2] for row in rows]) if rows else np.empty((0, self._width))
         columns = {
             "cell_count": [row[0] for row in rows],
@@ -48,12 +50,6 @@ class MeasurementPart:
             "measurements": pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), self._width),
         }
         return measured_part(item, item["owners"], columns, schema.measurements_schema(self._width))
-
-    def _means(self, image: np.ndarray) -> tuple[int, int, np.ndarray]:
-        found = segment(image, self._channels, self._options)
-        cells = measure(image, self._channels, found, {}, self._families)
-        means = image_means(cells, found, {})
-        return found.count, found.nucleus_count, means.to_numpy(np.float64)[0, -self._width :]
 
 
 @dataclass(frozen=True)

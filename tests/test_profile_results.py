@@ -171,12 +171,17 @@ def test_the_section_stands_in_page_and_text(tmp_path: Path) -> None:
     text = markdown(data)
     head, rows = profile_table(data, results())
     assert head[0] == "Correlation with real profiles ↑" and head[-1] == "Cells an image"
-    assert {str(cells[0]).partition(" ")[2] for _, cells in rows} == {"(–)"}  # of 4 treatments no interval
+    assert {cells[0].small for _, cells in rows} == {""}  # of 4 treatments no interval
     assert any("of fewer than 6 none" in each for each in profile_caveats(results()))
     assert [source for source, _ in rows] == ["good", "poor", "copy_control", "real"]
     assert "NSC ↑" in head and "NSCB ↑" not in head, "no treatment can be answered"
-    assert "| Real images |" in text and text.count("over 4 treatments its profiles correlate") == 4
-    assert any(each.startswith("Cells. ") and "two halves of the real" in each for each in summary(data))
+    assert "| Real images |" in text
+    told = "Correlation with the profiles of real cells, over 4 treatments: "
+    assert text.count(told) == 2, "in the summary and in the section"
+    note = next(each for each in summary(data).notes if each.startswith(told))
+    shown = {source: str(cells[0]) for source, cells in rows}
+    assert f"good {shown['good']}; poor {shown['poor']}; Copy control {shown['copy_control']}; " in note
+    assert note.endswith(f"Real images, half against half {shown['real']}.")
     assert any("confounder" in each for each in profile_caveats(results()))
     table = Storage().read_table(str(tmp_path / "metrics.parquet")).to_pylist()
     assert {row["unseen"] for row in table} == {False}, "of profiles too"
@@ -210,7 +215,7 @@ def test_a_method_without_cells_leaves_the_others_and_the_bounds() -> None:
     good, alone = found.sources["good"], results().sources["good"]
     assert (good.agreements, good.distances) == (alone.agreements, alone.distances)
     said = profile_words(report(found, ("empty", "good")), found)
-    assert said[0] == "empty: too few images have cells to compare profiles."
+    assert said[1:] == ["empty: too few images have cells to compare profiles."]
 
 
 def test_groups_without_controls_are_left_out_and_said() -> None:

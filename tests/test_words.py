@@ -11,7 +11,7 @@ from morphoray.evaluation.comparisons import Comparison, comparison_cells, compa
 from morphoray.evaluation.distances import Distance
 from morphoray.evaluation.paper_form import PAPER_NOTE
 from morphoray.evaluation.report import PerturbationResult, ReportData, RunFacts, markdown
-from morphoray.evaluation.words import ONE_RUN, caveats, summary
+from morphoray.evaluation.words import FITTED, ONE_RUN, SAME_IMAGES, Judgement, caveats, summary
 from morphoray.pipelines.demo import Plan, _outlook
 
 IMAGE = np.zeros((1, 3, 8, 8), np.uint8)
@@ -46,6 +46,12 @@ def report(results: Sequence[PerturbationResult], **more: object) -> ReportData:
     return ReportData(**(given | more))  # type: ignore[arg-type]
 
 
+def judged(data: ReportData, rival: str = "Unconditional model", column: int = 0) -> Judgement:
+    found = summary(data).verdicts[rival][column]
+    assert found is not None
+    return found
+
+
 def models(number: int, ahead: float) -> dict[str, float]:
     """The conditional model about so much nearer than the unconditional one."""
     return {"conditional": 20 + number, "unconditional": 20 + number + ahead + SPREAD[number % 7]}
@@ -61,12 +67,16 @@ def test_a_verdict_needs_both_distances() -> None:
     }
     for words, more in kernels.items():
         results = [result(f"c{n}", found, **more[n]) for n, found in ahead.items()]
-        assert words in summary(report(results))[0]
+        told = summary(report(results))
+        assert (
+            words in told.lead[0] and len(told.lead) == 1 and told.lead[0].startswith("Seen perturbations: ")
+        )
     behind = report([result(f"c{number}", models(number, -12)) for number in range(7)])
-    assert "lie further from the real ones than the unconditional model's" in summary(behind)[0]
+    assert "lie further from the real ones than the unconditional model's" in summary(behind).lead[0]
+    assert judged(behind).words == "further"
     few = report([result(f"c{number}", models(number, 10)) for number in range(5)])
-    text = summary(few)[0]
-    assert "There is no verdict" in text and "below 6 perturbations" in text and "adjusted" not in text
+    assert "too few perturbations for a verdict" in summary(few).lead[0] and "takes 6" in summary(few).lead[0]
+    assert judged(few).words == "too few to tell"
     lone = report([result(f"c{n}", found, metrics={"kid": {}}) for n, found in ahead.items()])
     lone = dataclasses.replace(
         lone,
@@ -75,7 +85,8 @@ def test_a_verdict_needs_both_distances() -> None:
             for each in lone.perturbations
         ],
     )
-    assert "no clear difference" in summary(lone)[0]
+    assert judged(lone).words == "no clear difference"
+    assert judged(lone).figures == ["Fréchet 23.0 against 34.0", "closer on 7 of 7 perturbations"]
 
 
 def test_verdicts_stand_in_the_adjusted_table_without_controls_or_pooling() -> None:
@@ -91,12 +102,17 @@ def test_verdicts_stand_in_the_adjusted_table_without_controls_or_pooling() -> N
     assert (rows[0].paired.mean, rows[0].paired.n, rows[0].treatments) == (-11, 7, 7)
     adjusted = stats.false_discovery_control([row.paired.p for row in rows])
     assert [row.adjusted for row in rows] == pytest.approx(list(adjusted))
-    seen, unseen, *_, once, _ = summary(data)
-    assert seen.startswith("Seen perturbations. The conditional model's images lie closer")
+    told = summary(data)
+    assert told.lead == [
+        "Seen and unseen perturbations: the conditional model's images lie closer to the real ones than the "
+        "unconditional model's."
+    ]
+    assert told.head[1:] == ["Seen perturbations", "Unseen perturbations"] and told.notes == [ONE_RUN]
     # Means over the treatments alone: 20 … 26 and 31 … 37, or 20 … and 51 ….
-    assert "Fréchet distance 23.0 against 34.0" in seen and "closer on 7 and 7 of 7 perturbations" in seen
-    assert "Fréchet distance 23.0 against 54.0" in unseen and unseen.startswith("Unseen perturbations.")
-    assert once == ONE_RUN
+    counted = "closer on 7 of 7 perturbations"
+    assert judged(data).figures == ["Fréchet 23.0 against 34.0", "kernel 0.0230 against 0.0340", counted]
+    unseen = judged(data, column=1)
+    assert unseen.figures == ["Fréchet 23.0 against 54.0", "kernel 0.0230 against 0.0540", counted]
 
 
 def test_perturbations_of_one_mechanism_count_once() -> None:
@@ -110,7 +126,7 @@ def test_perturbations_of_one_mechanism_count_once() -> None:
     assert (row.paired.n, row.treatments, row.groups) == (6, 9, "mechanisms")
     assert row.paired.mean == pytest.approx(-(2 + 7 + 8 + 9 + 10 + 11) / 6)
     assert row.paired.p == pytest.approx(stats.ttest_1samp([-2, -7, -8, -9, -10, -11], 0).pvalue)
-    assert "closer on 6 and 6 of 6 mechanisms (9 perturbations)" in summary(report(results))[0]
+    assert judged(report(results)).figures[-1] == "closer on 6 of 6 mechanisms (9 perturbations)"
     doses = [result(f"d{n}", models(n, 10), smiles=f"C{n // 2}") for n in range(8)]
     row = comparisons(report(doses))[0]
     assert (row.paired.n, row.counted) == (4, "4 compounds or genes")
@@ -126,7 +142,8 @@ def test_only_pairs_are_compared() -> None:
     assert (row.rival, row.paired.first, row.paired.second) == ("copy_control", 22.5, 33.5)
     assert row.paper.p == pytest.approx(stats.ttest_ind(ours, theirs, equal_var=False).pvalue)
     assert f"n = {row.treatments}" in comparison_cells(data, row)[7] and row.treatments == 6
-    assert "Fréchet distance 22.5 against 33.5" in summary(data)[0]
+    assert judged(data, "Copy control").figures[0] == "Fréchet 22.5 against 33.5"
+    assert "than real controls" in summary(data).lead[0], "the only rival leads"
 
 
 def test_few_pairs_have_no_interval() -> None:
@@ -141,52 +158,78 @@ def test_few_pairs_have_no_interval() -> None:
 
 def test_little_diversity_is_said() -> None:
     def told(recall: Mapping[str, float]) -> str:
-        return " ".join(summary(report([result("c", models(0, 10), metrics={"recall": recall})])))
+        found = [result("c", models(0, 10), metrics={"recall": recall})]
+        return " ".join(summary(report(found)).notes)
 
     text = told({"conditional": 0.02, "unconditional": 0.05, "floor": 0.95})
     assert "little diversity" in text
-    assert "recall is 0.0200 where real images reach 0.950 and the unconditional model's 0.0500" in text
+    assert "recall 0.0200 (real images 0.950, the unconditional model's 0.0500)" in text
     text = told({"conditional": 0.8, "unconditional": 0.9, "floor": 0.95})
     assert "cover fewer of the real ones than another model's" in text and "little diversity" not in text
     assert "recall" not in told({"conditional": 0.9, "unconditional": 0.8, "floor": 0.95})
     assert "recall" not in told({"conditional": 0.9})
 
 
+def test_likely_copies_are_said() -> None:
+    def told(share: float) -> str:
+        metrics = {"nearest_training_share": {"conditional": share}}
+        return " ".join(summary(report([result("c", models(0, 10), metrics=metrics)])).notes)
+
+    assert "20 % of the conditional model's images are likely copies of training images" in told(0.2)
+    assert "copies" not in told(0.02)
+
+
 def test_a_nearer_other_perturbation_is_said() -> None:
-    def told(other: float, kernel: float) -> str:
-        kid = {"conditional": 0.02, "other_perturbation": kernel}
+    def told(other: float, kernel: float, ours: float = 0.02) -> Judgement:
         found = [
-            result(f"c{n}", {"conditional": 20 + n, "other_perturbation": other + 2 * n}, kid=kid)
+            result(
+                f"c{n}",
+                {"conditional": 20 + n, "other_perturbation": other + 2 * n},
+                kid={"conditional": ours + n / 1000, "other_perturbation": kernel + 3 * n / 1000},
+            )
             for n in range(6)
         ]
-        return " ".join(summary(report(found, models=("conditional",))))
+        return judged(report(found, models=("conditional",)), "Another perturbation")
 
-    nearer = (
-        "real images of another perturbation lie nearer to the real ones than the conditional model's images"
+    nearer = told(10, 0.01)
+    assert nearer.words == "further"
+    assert (
+        nearer.figures[0] == "Fréchet 22.5 against 15.0"
+        and nearer.figures[-1] == "closer on 0 of 6 perturbations"
     )
-    assert f"On average {nearer}: Fréchet distance 22.5 against 15.0" in told(10, 0.01)
-    assert f"{nearer}, by the kernel distance: " in told(30, 0.01)
-    assert nearer not in told(30, 0.03)
+    apart = told(30, 0.01)
+    assert apart.words == "distances disagree" and apart.figures[-1] == "closer on 6 and 0 of 6 perturbations"
+    assert told(30, 0.03).words == "closer"
 
 
 def test_what_the_real_images_are_is_said() -> None:
     results = [
-        result(f"{batches}{n}", models(n, 10) | {"floor": 8.0, "codec": 12.0}, batches=batches, unseen=n > 2)
+        result(
+            f"{batches}{n}",
+            models(n, 10) | {"floor": 8.0 if batches == "seen" else 9.0, "codec": 12.0},
+            batches=batches,
+            unseen=n > 2,
+        )
         for batches in ("seen", "held_out")
         for n in range(6)
     ]
     told = summary(report(results))
-    starts = [text.split(".")[0] for text in told[:6]]
-    assert starts[:3] == [
+    assert told.lead[0].startswith(
+        "Seen and unseen perturbations in seen batches and held-out batches: too few perturbations"
+    )
+    assert told.head[1:] == [
         "Seen perturbations in seen batches",
         "Unseen perturbations in seen batches",
-        "Seen batches",
+        "Seen perturbations in held-out batches",
+        "Unseen perturbations in held-out batches",
     ]
-    assert ["no test on new ones" in text for text in told[:6]] == [True, *[False] * 5]
-    assert ["not a second experiment" in text for text in told[:6]] == [*[False] * 3, True, False, False]
-    assert "two disjoint sets of 24 real images lie 8.00 apart" in told[2] and "no bounds" in told[2]
+    assert told.notes[-3:] == [FITTED, SAME_IMAGES, ONE_RUN]
+    floor = "two disjoint sets of 24 real images lie 8.00 (seen batches) and 9.00 (held-out batches) apart"
+    assert floor in told.notes[0] and "no bounds" in told.notes[0]
     alone = summary(report([dataclasses.replace(each, batches="held_out") for each in results]))
-    assert not any("second experiment" in text or "new ones" in text for text in alone)
+    assert not {FITTED, SAME_IMAGES} & {*alone.notes} and ONE_RUN in alone.notes
+    unjudged = summary(report([result("c", {"conditional": 20.0}, batches="seen")], models=("conditional",)))
+    assert not unjudged.verdicts and not {FITTED, ONE_RUN} & {*unjudged.notes}
     everything = markdown(report(results))
     assert "expected to come closer" not in everything and "the best denoiser" not in everything
 

@@ -66,10 +66,14 @@ def rivals(data: ReportData) -> list[str]:
     return [*data.models[1:], *(name for name in (CONTROL, OTHER) if name in data.methods)]
 
 
+def apart(data: ReportData) -> list[Cell]:
+    """The cells of tables but one that pools the others."""
+    return [cell for cell in cells(data) if cell != EVERYTHING] or [EVERYTHING]
+
+
 def comparisons(data: ReportData) -> list[Comparison]:
-    """By Fréchet and kernel distance, against every rival, in every cell but one that pools the others."""
-    apart = [cell for cell in cells(data) if cell != EVERYTHING] or [EVERYTHING]
-    rows = [(cell, metric, rival) for cell in apart for metric in HEADLINE for rival in rivals(data)]
+    """By Fréchet and kernel distance, against every rival, in every cell of `apart`."""
+    rows = [(cell, metric, rival) for cell in apart(data) for metric in HEADLINE for rival in rivals(data)]
     found = [compared for row in rows if (compared := _compared(data, *row))]
     adjusted = benjamini_hochberg([row.paired.p for row in found])
     return [replace(row, adjusted=float(p)) for row, p in zip(found, adjusted, strict=True)]

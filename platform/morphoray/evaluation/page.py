@@ -2,7 +2,6 @@
 
 import base64
 from collections import defaultdict
-from collections.abc import Iterable
 from html import escape
 from importlib import resources
 from string import Template
@@ -35,7 +34,7 @@ from morphoray.evaluation.results import (
     written,
 )
 from morphoray.evaluation.sections import chart_box, compared, paper, ranks, subheading, trust
-from morphoray.evaluation.words import caveats, summary
+from morphoray.evaluation.words import RULE, Judgement, Summary, caveats, summary
 from morphoray.imaging.crops import resize_square
 from morphoray.imaging.png import encode_png
 from morphoray.imaging.scale_bar import bar_length
@@ -53,7 +52,7 @@ def render(data: ReportData) -> str:
     return Template(template).substitute(
         title=escape(data.title),
         kicker=escape(f"morphoray · {data.experiment} · run {data.made_by}"),
-        summary=_paragraphs(summary(data)),
+        summary=_summary(summary(data), data.data_statement),
         facts=_facts(data),
         n=escape(image_counts(data)),
         headline=_headline(data),
@@ -73,8 +72,27 @@ def render(data: ReportData) -> str:
     )
 
 
-def _paragraphs(texts: Iterable[str]) -> str:
-    return "".join(f"<p>{escape(text)}</p>" for text in texts)
+def _summary(told: Summary, data_statement: str) -> str:
+    """What was found in a sentence or two, the table of verdicts, and what else must be known first."""
+    parts = [f"<p>{escape(text)}</p>" for text in told.lead]
+    parts.append(f'<p class="soft">{escape(data_statement)}</p>')
+    if told.verdicts:
+        head = "".join(f"<th>{escape(name)}</th>" for name in told.head)
+        rows = "".join(
+            f"<tr><td>{escape(rival)}</td>{''.join(map(_judged, found))}</tr>"
+            for rival, found in told.verdicts.items()
+        )
+        table = f'<table class="verdicts"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+        parts.append(f'<div class="scroll">{table}</div><p class="told">{escape(RULE)}</p>')
+    points = "".join(f"<li>{escape(text)}</li>" for text in told.notes)
+    return f'{"".join(parts)}<ul class="points">{points}</ul>'
+
+
+def _judged(judgement: Judgement | None) -> str:
+    if judgement is None:
+        return "<td>–</td>"
+    small = "".join(f"<small>{escape(text)}</small>" for text in judgement.figures)
+    return f'<td><b class="{judgement.found}">{escape(judgement.words)}</b>{small}</td>'
 
 
 def _key(mark: str) -> str:

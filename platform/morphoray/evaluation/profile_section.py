@@ -45,7 +45,7 @@ def _share(value: float) -> str:
 def _estimate(found: Estimate | None) -> Cell:
     if found is None:
         return Cell("–")
-    return Cell(figure(found.mean), interval(found.low, found.high))
+    return Cell(figure(found.mean), interval(found.low, found.high) if np.isfinite(found.low) else "")
 
 
 def _distance(source: SourceProfiles) -> Cell:
@@ -105,31 +105,27 @@ def _counted(results: ProfileResults, source: str) -> Cell:
 
 
 def profile_words(data: ReportData, results: ProfileResults) -> list[str]:
-    """What the table says, in sentences."""
+    """What the table says of correlations, in a sentence or two."""
     if results.problem:
         return [f"Beyond the number of cells nothing could be told: {results.problem}"]
-    told = []
-    for model in data.models:
-        found = results.sources[model].correlation
-        if found is None:
-            told.append(f"{_label(data, model)}: too few images have cells to compare profiles.")
-        else:
-            treatments = "1 treatment" if found.n == 1 else f"{found.n} treatments"
-            told.append(
-                f"{_label(data, model)}: over {treatments} its profiles correlate with the real ones at "
-                f"{_estimate(found)}."
-            )
-    real, control = (results.sources.get(name, SourceProfiles()).correlation for name in (REAL, CONTROL))
-    bounds = []
-    if real is not None:
-        bounds.append(f"two halves of the real images correlate at {figure(real.mean)}")
-    if control is not None:
-        bounds.append(
-            f"real controls, which ignore the treatment, with real images at {figure(control.mean)}"
-        )
-    if bounds:
-        told.append(f"Beside it: {'; '.join(bounds)}.")
-    return told
+    sources = (*data.models, CONTROL, REAL)
+    found = {
+        source: estimate
+        for source in sources
+        if (estimate := results.sources.get(source, SourceProfiles()).correlation)
+    }
+    told = [
+        f"{_label(data, source)}{', half against half' if source == REAL else ''} {_estimate(estimate)}"
+        for source, estimate in found.items()
+    ]
+    words = []
+    if told:
+        counts = sorted({estimate.n for estimate in found.values()})
+        over = " to ".join(dict.fromkeys((str(counts[0]), str(counts[-1]))))
+        treatments = "treatment" if counts[-1] == 1 else "treatments"
+        words = [f"Correlation with the profiles of real cells, over {over} {treatments}: {'; '.join(told)}."]
+    missing = [_label(data, model) for model in data.models if model not in found]
+    return words + [f"{name}: too few images have cells to compare profiles." for name in missing]
 
 
 def profile_caveats(results: ProfileResults) -> list[str]:

@@ -32,7 +32,7 @@ from morphoray.evaluation.results import (
 )
 from morphoray.evaluation.sections import COMPARED
 from morphoray.evaluation.trust import TRUST_HEAD, trust_rows, trust_sentences
-from morphoray.evaluation.words import caveats, summary
+from morphoray.evaluation.words import RULE, caveats, summary
 from morphoray.storage import Storage, join
 
 __all__ = ["PerturbationResult", "ReportData", "RunFacts", "write_report"]
@@ -67,7 +67,7 @@ def markdown(data: ReportData) -> str:
         *facts.details.items(),
         ("Run", data.made_by),
     ]
-    parts = [f"# {_cell(data.title)}", *map(_cell, summary(data))]
+    parts = [f"# {_cell(data.title)}", *_summary(data)]
     parts.append(f"## Means over perturbations, N = {image_counts(data)}\n\n{_headline(data)}")
     parts.append(f"## {METRICS[FRECHET].title}, every perturbation\n\n{_each(data)}")
     if compared := comparisons(data):
@@ -84,6 +84,19 @@ def markdown(data: ReportData) -> str:
         parts.append(_cell(facts.outlook))
     parts.append("## How to read this\n\n" + "\n".join(f"- {_cell(text)}" for text in caveats(data)))
     return "\n\n".join(parts) + "\n"
+
+
+def _summary(data: ReportData) -> list[str]:
+    told = summary(data)
+    parts = [*told.lead, data.data_statement]
+    parts = [*map(_cell, parts)]
+    if told.verdicts:
+        rows = [
+            (rival, *(f"{each.words}: {'; '.join(each.figures)}" if each else "–" for each in found))
+            for rival, found in told.verdicts.items()
+        ]
+        parts += [_table(told.head, rows), _cell(RULE)]
+    return [*parts, "\n".join(f"- {_cell(text)}" for text in told.notes)] if told.notes else parts
 
 
 def _headline(data: ReportData) -> str:

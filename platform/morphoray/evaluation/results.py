@@ -10,7 +10,16 @@ import pyarrow as pa
 from morphoray import schema
 from morphoray.errors import DataError
 from morphoray.evaluation.distances import CODEC, FLOOR, Distance
-from morphoray.evaluation.measures import CONTROL, FRECHET, FRECHET_PAPER, KID, KID_PAPER, OTHER, TRAINED
+from morphoray.evaluation.measures import (
+    CONTROL,
+    FRECHET,
+    FRECHET_PAPER,
+    KID,
+    KID_PAPER,
+    OTHER,
+    SHARE,
+    TRAINED,
+)
 from morphoray.evaluation.metrics import METRICS, RANK
 from morphoray.evaluation.novelty import Novelty
 from morphoray.evaluation.profile_results import ProfileResults
@@ -66,6 +75,7 @@ __all__ = [
     "METRICS",
     "OTHER",
     "RANK",
+    "SHARE",
     "TRAINED",
 ]
 

@@ -1,10 +1,9 @@
 """A report in words: what was measured, and what a reader must know before trusting it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-import numpy as np
-
-from morphoray.evaluation.comparisons import Comparison, Verdict, comparisons, rivals, verdict
+from morphoray.evaluation.comparisons import Comparison, Verdict, apart, comparisons, rivals, verdict
 from morphoray.evaluation.paper_form import paper_caveat
 from morphoray.evaluation.profile_section import profile_words
 from morphoray.evaluation.results import (
@@ -18,9 +17,9 @@ from morphoray.evaluation.results import (
     MODELS,
     OTHER,
     SEEN,
+    SHARE,
     Cell,
     ReportData,
-    equals,
     figure,
     image_counts,
     mean,
@@ -28,102 +27,142 @@ from morphoray.evaluation.results import (
 )
 from morphoray.evaluation.statistics import LEAST_PAIRS, SIGNIFICANT
 
-DISTANCES = {FRECHET: "Fréchet distance", KID: "kernel distance"}
+SHORT = {FRECHET: "Fréchet", KID: "kernel"}
 DIVERSITY = ("recall", "coverage")
 LITTLE = 0.5  # of what real images reach
-VERDICTS: dict[Verdict, str] = {
-    "closer": "{ours} lie closer to the real ones than {theirs}",
-    "further": "{ours} lie further from the real ones than {theirs}",
-    "disagree": "the two distances disagree on whether {ours} or {theirs} lie closer to the real ones",
-    "unclear": "there is no clear difference between {ours} and {theirs}",
-    "few": f"there is no verdict on {{ours}} against {{theirs}} below {LEAST_PAIRS} {{groups}}",
+COPIED = 0.05  # share of likely copies that is worth a sentence; 0.01 is that of real images
+VERDICTS: dict[Verdict, tuple[str, str]] = {  # as a table's cell says it, and as a sentence does
+    "closer": ("closer", "{ours} lie closer to the real ones than {theirs}"),
+    "further": ("further", "{ours} lie further from the real ones than {theirs}"),
+    "disagree": (
+        "distances disagree",
+        "the two distances disagree on whether {ours} or {theirs} lie closer to the real ones",
+    ),
+    "unclear": ("no clear difference", "there is no clear difference between {ours} and {theirs}"),
+    "few": (
+        "too few to tell",
+        f"too few {{groups}} for a verdict on {{ours}} against {{theirs}}, which takes {LEAST_PAIRS}",
+    ),
 }
-ONE_RUN = (
-    "These verdicts are on the trained models at hand, one training run each: another run of the same may "
-    "give another."
-)
-FITTED = (
-    "The real images are those that training saw: this tells how well training images are fitted, and is no "
-    "test on new ones."
-)
-SAME_IMAGES = (
-    "These are the same generated images as above, held against other real ones, not a second experiment."
+ONE_RUN = "Verdicts are on the models at hand, one training run each: another run may give another."
+FITTED = "In seen batches, seen perturbations tell how well training images are fitted: no test on new ones."
+SAME_IMAGES = "Held-out batches: the same generated images against other real ones, no second experiment."
+RULE = (
+    "Closer and further: by the Fréchet and the kernel distance both, each with an adjusted p below "
+    f"{SIGNIFICANT}, over {LEAST_PAIRS} pairs or more. The tests stand below, under “Is the difference real?”"
 )
 
 
-def summary(data: ReportData) -> list[str]:
-    """The result in plain sentences, taken from the measurements only, then what the data are."""
-    rows = comparisons(data)
-    paragraphs = [text for batches in data.batches for text in _of_batches(data, batches, rows)]
-    if data.profiles and not data.profiles.problem:
-        paragraphs.append(f"Cells. {' '.join(profile_words(data, data.profiles))}")
-    if any(row.rival in data.models for row in rows):
-        paragraphs.append(ONE_RUN)
-    if data.excluded:
-        paragraphs.append(_excluded(data))
-    return [*paragraphs, data.data_statement]
+@dataclass(frozen=True)
+class Judgement:
+    """A cell of the table of verdicts: what was found, in words, and the figures it rests on."""
+
+    found: Verdict
+    figures: Sequence[str]
+
+    @property
+    def words(self) -> str:
+        """The verdict in a word or three."""
+        return VERDICTS[self.found][0]
 
 
-def _of_batches(data: ReportData, batches: str, rows: Sequence[Comparison]) -> list[str]:
-    """A paragraph for each cell of one group of batches, then what else was found there."""
-    cells = dict.fromkeys(row.cell for row in rows if row.cell.batches in (None, batches))
-    told = [_of_cell(data, cell, batches, [row for row in rows if row.cell == cell]) for cell in cells]
-    paragraphs = [text for text in told if text]
-    mine = data.of(batches)
-    more = [*_diversity(mine), *_reference_points(mine)]
-    if more:
-        where = f"{BATCHES[batches].capitalize()}. " if len(data.batches) > 1 else ""
-        paragraphs.append(where + " ".join(more))
-    if batches == HELD_OUT and len(data.batches) > 1:
-        paragraphs[:1] = [f"{text} {SAME_IMAGES}" for text in paragraphs[:1]]
-    return paragraphs
+@dataclass(frozen=True)
+class Summary:
+    """What a report says first.
+
+    lead: a sentence or two a rival model. head, verdicts: a table of the first model against each rival, a
+    column a cell; None where both have nothing in common. notes: what else was found, a sentence or two each.
+    """
+
+    lead: Sequence[str]
+    head: Sequence[str]
+    verdicts: Mapping[str, Sequence[Judgement | None]]
+    notes: Sequence[str]
 
 
-def _of_cell(data: ReportData, cell: Cell, batches: str, rows: Sequence[Comparison]) -> str:
-    unseen = next(result.unseen for result in data.perturbations if cell.has(result))
-    where = f"{'Unseen' if unseen else 'Seen'} perturbations"
-    if len(data.batches) > 1:
-        where += f" in {BATCHES[batches]}"
+def summary(data: ReportData) -> Summary:
+    """The result in few words, taken from the measurements only."""
+    grouped: dict[str, dict[Cell, list[Comparison]]] = {}
+    for row in comparisons(data):
+        grouped.setdefault(row.rival, {}).setdefault(row.cell, []).append(row)
+    cells = [cell for cell in apart(data) if any(cell in found for found in grouped.values())]
+    verdicts = {
+        data.methods[rival].label: [_judgement(found[cell]) if cell in found else None for cell in cells]
+        for rival, found in grouped.items()
+    }
+    led = [rival for rival in grouped if rival in data.models] or [*grouped][:1]
+    ours = f"{_sentence(_whose(data, data.models[0]))} images, against"
+    return Summary(
+        [text for rival in led for text in _lead(data, rival, grouped[rival])],
+        [ours, *(_sentence(_where(data, [cell])) for cell in cells)],
+        verdicts,
+        _notes(data, cells, bool(grouped)),
+    )
+
+
+def _judgement(rows: Sequence[Comparison]) -> Judgement:
+    """The verdict of one cell with both sides' means over the groups that both have, and how often closer."""
     told = [
-        _against(data, rival, [row for row in rows if row.rival == rival])
-        for rival in dict.fromkeys(row.rival for row in rows)
+        f"{SHORT[row.metric]} {figure(row.paired.first)} against {figure(row.paired.second)}" for row in rows
     ]
-    told = [text for text in told if text]
-    if told and batches == SEEN and not unseen:
-        told.append(FITTED)
-    return f"{where}. {' '.join(told)}" if told else ""
-
-
-def _against(data: ReportData, rival: str, rows: Sequence[Comparison]) -> str:
-    """The verdict and its figures; of another perturbation's images only where they lie nearer."""
-    ours, theirs, found = f"{_whose(data, data.models[0])} images", _whose(data, rival), verdict(rows)
-    text = VERDICTS[found].format(ours=ours, theirs=theirs, groups=rows[0].groups)
-    if rival == OTHER:
-        nearer = [DISTANCES[row.metric] for row in rows if row.paired.mean > 0]
-        if not nearer:
-            return ""
-        by = "" if len(nearer) == len(rows) else f", by the {nearer[0]}"
-        text = f"on average {theirs} lie nearer to the real ones than {ours}{by}"
-    return f"{_sentence(text)}: {_figures(rows, tested=found != 'few')}."
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def _figures(rows: Sequence[Comparison], tested: bool) -> str:
-    """Both sides' means over the groups that both have, and on how many the first is closer."""
-    told = [
-        f"{DISTANCES[row.metric]} {figure(row.paired.first)} against {figure(row.paired.second)}"
-        + (f" (adjusted p {equals(row.adjusted)})" if tested and np.isfinite(row.adjusted) else "")
-        for row in rows
-    ]
-    closer = " and ".join(str(row.paired.first_smaller) for row in rows)
+    closer = " and ".join(dict.fromkeys(str(row.paired.first_smaller) for row in rows))
     row = rows[0]
     counted = row.counted
     if row.paired.n != row.treatments:
         counted += f" ({row.treatments} perturbations)"
-    return f"{', '.join(told)}, closer on {closer} of {counted}"
+    return Judgement(verdict(rows), [*told, f"closer on {closer} of {counted}"])
+
+
+def _lead(data: ReportData, rival: str, found: Mapping[Cell, Sequence[Comparison]]) -> list[str]:
+    """A sentence for each verdict on the rival, with the cells where it was reached."""
+    ours, theirs = f"{_whose(data, data.models[0])} images", _whose(data, rival)
+    reached: dict[Verdict, list[Cell]] = {}
+    for cell, rows in found.items():
+        reached.setdefault(verdict(rows), []).append(cell)
+    return [
+        f"{_sentence(_where(data, cells))}: "
+        f"{VERDICTS[each][1].format(ours=ours, theirs=theirs, groups=found[cells[0]][0].groups)}."
+        for each, cells in reached.items()
+    ]
+
+
+def _where(data: ReportData, cells: Sequence[Cell]) -> str:
+    """The cells' perturbations and batches: 'seen and unseen perturbations in held-out batches'."""
+    places: dict[str, list[str]] = {}
+    for cell in cells:
+        unseen = next(result.unseen for result in data.perturbations if cell.has(result))
+        places.setdefault("unseen" if unseen else "seen", []).append(BATCHES[cell.batches or ""])
+    kinds: dict[str, list[str]] = {}
+    for kind, batches in places.items():
+        kinds.setdefault(" and ".join(batches), []).append(kind)
+    return ", ".join(
+        f"{' and '.join(found)} perturbations" + (f" in {batches}" if batches else "")
+        for batches, found in kinds.items()
+    )
+
+
+def _notes(data: ReportData, cells: Sequence[Cell], judged: bool) -> list[str]:
+    """What else was found, and what the verdicts are of."""
+    several = len(data.batches) > 1
+    notes = []
+    for batches in data.batches:
+        found = _diversity(data.of(batches))
+        where = f"{BATCHES[batches]}: " if several else ""
+        notes += [_sentence(f"{where}{text}") for text in found]
+    notes += [*_copies(data), *_reference_points(data)]
+    if data.profiles and not data.profiles.problem:
+        notes.append(" ".join(profile_words(data, data.profiles)))
+    if data.excluded:
+        notes.append(_excluded(data))
+    if judged and SEEN in data.batches and any(cell.unseen is not True for cell in cells):
+        notes.append(FITTED)
+    if judged and several and HELD_OUT in data.batches:
+        notes.append(SAME_IMAGES)
+    return [*notes, ONE_RUN] if judged else notes
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _whose(data: ReportData, method: str) -> str:
@@ -145,7 +184,7 @@ def _diversity(data: ReportData) -> list[str]:
     if any(little for _, little in found):
         what = "few of the real ones (little diversity, or images that lie elsewhere)"
     told = "; ".join(text for text, _ in found)
-    return [_sentence(f"{_whose(data, data.models[0])} images cover {what}: {told}.")]
+    return [f"{_whose(data, data.models[0])} images cover {what}: {told}."]
 
 
 def _short_of(data: ReportData, metric: str) -> tuple[str, bool] | None:
@@ -154,7 +193,7 @@ def _short_of(data: ReportData, metric: str) -> tuple[str, bool] | None:
     value, floor = (mean(measured(data, metric, method)) for method in (first, FLOOR))
     if value is None or floor is None:
         return None
-    beside = [f"real images reach {figure(floor)}"]
+    beside = [f"real images {figure(floor)}"]
     for other in others:
         theirs = mean(measured(data, metric, other))
         if theirs is not None and theirs > value:
@@ -162,26 +201,46 @@ def _short_of(data: ReportData, metric: str) -> tuple[str, bool] | None:
     little = value < LITTLE * floor
     if not little and len(beside) == 1:
         return None
-    return f"{metric} is {figure(value)} where {' and '.join(beside)}", little
+    return f"{metric} {figure(value)} ({', '.join(beside)})", little
+
+
+def _copies(data: ReportData) -> list[str]:
+    """A sentence where more of the first model's images are likely copies than COPIED."""
+    share = mean(measured(data, SHARE, data.models[0]))
+    if share is None or share <= COPIED:
+        return []
+    return [
+        f"{share:.0%} of {_whose(data, data.models[0])} images".replace("%", " %")
+        + " are likely copies of training images; 1 % would be as real images are."
+    ]
 
 
 def _reference_points(data: ReportData) -> list[str]:
-    floor, codec = (mean(measured(data, FRECHET, method)) for method in (FLOOR, CODEC))
-    if floor is None:
+    floor, codec = (_by_batches(data, method) for method in (FLOOR, CODEC))
+    if not floor:
         return []
-    text = (
-        "Reference points, no bounds, by Fréchet distance: two disjoint sets of "
-        f"{image_counts(data)} real images lie {figure(floor)} apart"
+    text = f"By Fréchet distance two disjoint sets of {image_counts(data)} real images lie {floor} apart"
+    if codec:
+        text += f", and real images through the codec alone {codec} from other real ones"
+    return [f"{text}: reference points, no bounds."]
+
+
+def _by_batches(data: ReportData, method: str) -> str:
+    """Mean Fréchet distances of the groups of batches: '15.0 (seen batches) and 16.1 (held-out batches)'."""
+    found = {batches: mean(measured(data.of(batches), FRECHET, method)) for batches in data.batches}
+    named = len(data.batches) > 1
+    return " and ".join(
+        f"{figure(value)} ({BATCHES[batches]})" if named else figure(value)
+        for batches, value in found.items()
+        if value is not None
     )
-    if codec is not None:
-        text += f", and real images that only pass through the codec {figure(codec)} from other real ones"
-    return [f"{text}."]
 
 
 def _excluded(data: ReportData) -> str:
     shown = [f"{name} ({reason})" for name, reason in list(data.excluded.items())[:3]]
     more = ", …" if len(data.excluded) > 3 else ""
-    return f"{len(data.excluded)} perturbations could not be measured: {'; '.join(shown)}{more}."
+    count = "1 perturbation" if len(data.excluded) == 1 else f"{len(data.excluded)} perturbations"
+    return f"{count} could not be measured: {'; '.join(shown)}{more}."
 
 
 def caveats(data: ReportData) -> list[str]:

@@ -5,6 +5,7 @@ import pytest
 import scipy.linalg
 
 from morphoray.errors import DataError
+from morphoray.evaluation import measures
 from morphoray.evaluation.cohorts import frechet_matrix, matched_ranks, moments
 from morphoray.evaluation.distances import frechet, frechet_at_infinity
 from morphoray.evaluation.fidelity import fidelity, memorisation, nearest_distance
@@ -57,6 +58,39 @@ def test_ranks_by_hand() -> None:
     assert matched_ranks(distances).tolist() == [1, 2, 3]  # a tie counts against the match
     with pytest.raises(DataError, match="expected a square one"):
         matched_ranks(distances[:2])
+
+
+def test_a_classifier_that_real_images_taught_recognises_what_is_right(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two fields of view an image: the halves that teach and are recognised share none."""
+    names = ("a", "b", "c")
+    places = {name: np.eye(6)[index] * 6 for index, name in enumerate(names)}
+    made = {name: (rng.normal(size=(4, 60, 6)) + place).astype(np.float32) for name, place in places.items()}
+    sets = [
+        measures.Cohort(
+            name,
+            np.concatenate([made[name][0], made[name][1]]),
+            {"right": made[name][2], "half": np.concatenate([made[name][2][:30], made["a"][3][:30]])},
+            np.concatenate([made["c"][0], made["c"][1]]),
+            other=made["b" if name == "a" else "a"][3],
+            groups=np.arange(120) // 2,
+        )
+        for name in names
+    ]
+    few = measures.Cohort("few", sets[0].real[:30], {"right": sets[0].real[:15]})
+    found = measures.measure([*sets, few], measures.Sampling(50, 2)).distances
+    shares = {name: found[name]["recognised"] for name in names}
+    assert {each[method].value for each in shares.values() for method in ("right", "floor")} == {1.0}
+    assert {each["other_perturbation"].value for each in shares.values()} == {0.0}
+    assert [shares[name]["codec"].value for name in names] == [0, 0, 1], "it makes c of every image"
+    assert shares["a"]["half"].value == 1 and 0.3 < shares["b"]["half"].value < 0.7
+    assert (shares["a"]["right"].n_a, shares["a"]["right"].n_b) == (50, 50)
+    assert "recognised" not in found["few"], "15 images teach nothing"
+    assert "recognised" not in measures.measure(sets[:1], measures.Sampling(50, 2)).distances["a"]
+    monkeypatch.setattr(measures, "TAUGHT", 90)
+    capped = measures.measure(sets, measures.Sampling(50, 2)).distances["b"]["recognised"]["right"]
+    assert (capped.n_a, capped.n_b, capped.value) == (50, 30, 1)
 
 
 def test_fidelity_of_the_same_distribution_of_one_mode_and_of_another_place(rng: np.random.Generator) -> None:

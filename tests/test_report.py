@@ -367,6 +367,7 @@ def test_every_metric_has_its_direction_and_what_it_tells(grouped: ReportData) -
     # 11 perturbations in either group: the mean of 1 … 11 is 6.
     for shown_in in (page, text):
         assert "1 is right. Among 11 cohorts, where chance gives a mean of 6." in shown_in
+        assert "little diversity. Among 11 perturbations, where chance gives 0.0909." in shown_in
     fewer = dataclasses.replace(data, perturbations=data.perturbations[1:])
     assert "10 cohorts, where chance gives a mean of 5.5 (seen batches); 11 cohorts" in markdown(fewer)
 

@@ -170,6 +170,22 @@ def test_little_diversity_is_said() -> None:
     assert "recall" not in told({"conditional": 0.9})
 
 
+def test_recognition_is_said_of_treatments() -> None:
+    shares = {"conditional": 0.5, "unconditional": 0.1, "floor": 0.9}
+    results = [result(f"c{n}", models(n, 10), metrics={"recognised": shares}) for n in range(3)]
+    control = {"recognised": {"conditional": 1.0}}
+    results.append(result("dmso", models(0, 10), is_control=True, metrics=control))
+    (text,) = [each for each in summary(report(results)).notes if "classifier" in each]
+    assert text == (
+        "A linear classifier taught on real images takes 50 % of the conditional model's images for the "
+        "right perturbation (the unconditional model's 10 %, other real images 90 %, chance 25 %)."
+    )
+    both = [dataclasses.replace(each, batches=name) for name in ("seen", "held_out") for each in results]
+    notes = summary(report(both)).notes
+    starts = [each[: each.index(":")] for each in notes if "classifier" in each]
+    assert starts == ["Seen batches", "Held-out batches"]
+
+
 def test_likely_copies_are_said() -> None:
     def told(share: float) -> str:
         metrics = {"nearest_training_share": {"conditional": share}}

@@ -14,24 +14,29 @@ import itertools
 import math
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from scipy.stats import spearmanr
 
 from morphoray.config import RunConfig, parse
+from morphoray.datasets.reading import SITE_COLUMNS
 from morphoray.datasets.simulator.effects import compound_vectors, response
-from morphoray.errors import MorphorayError
+from morphoray.errors import DataError, MissingObjectError, MorphorayError
 from morphoray.evaluation.features import Extractor, load_extractor
 from morphoray.imaging.png import decode_image, encode_png, grid
 from morphoray.perturbations.base import Perturbation, dose_id, plain_id
 from morphoray.pipelines.cluster import connected
-from morphoray.pipelines.compare import real_images, seen_experiments
+from morphoray.pipelines.encode import read_plan, site_images
 from morphoray.pipelines.generate import generate_images, known_perturbations, read_images, read_manifest
-from morphoray.pipelines.layout import layout_of, mapping_of, storage_from
+from morphoray.pipelines.layout import dataset_of, layout_of, mapping_of, storage_from
 from morphoray.pipelines.shown import unseen_perturbations
 from morphoray.pipelines.sites import read_sites
+from morphoray.seeds import numpy_generator
 from morphoray.storage import Storage, join
 
 SHOWN = 4  # noise seeds of the picture
@@ -65,6 +70,47 @@ def series(items: Sequence[Perturbation]) -> dict[str, list[Perturbation]]:
         ]
         known.sort(key=lambda item: item.concentration_um or 0.0)
     return found
+
+
+def seen_experiments(sites: pa.Table) -> list[str]:
+    """The experiments that training sites come from."""
+    names: list[str] = sites.filter(pc.equal(sites["split"], "train"))["experiment"].unique().to_pylist()
+    return sorted(names)
+
+
+def real_images(
+    config: RunConfig, sites: pa.Table, perturbation_id: str, experiments: list[str], most: int
+) -> np.ndarray:
+    """Up to `most` real images (N, K, R, R) of a perturbation, drawn over its `sites` in these experiments.
+
+    Sites that can't be read are left out: encoding has quarantined them.
+    """
+    mine = pc.and_(
+        pc.equal(sites["perturbation_id"], perturbation_id),
+        pc.is_in(sites["experiment"], pa.array(experiments, pa.string())),
+    )
+    rows = sites.filter(mine).select(list(SITE_COLUMNS)).to_pylist()
+    if not rows:
+        raise DataError(
+            f"{perturbation_id}: found no real sites in the experiments {', '.join(experiments)}."
+        )
+    plan = read_plan(config)
+    storage = dataset_of(config)[2]
+
+    def read(row: dict[str, Any]) -> np.ndarray | None:
+        try:
+            return site_images(row, plan, storage)
+        except (DataError, MissingObjectError):
+            return None
+
+    order = numpy_generator("real", config.seed, perturbation_id).permutation(len(rows))
+    needed = -(-most // config.image.crops)
+    with ThreadPoolExecutor(plan.threads) as pool:
+        found = [images for images in pool.map(read, [rows[i] for i in order[:needed]]) if images is not None]
+    if not found:
+        raise DataError(f"{perturbation_id}: none of its real images can be read.")
+    # The first crop of every site, then the second: images that are shown side by side are of other cells.
+    return np.stack(found, axis=1).reshape(-1, *found[0].shape[1:])[:most]
 
 
 def positions(features: np.ndarray, control: np.ndarray, top: np.ndarray) -> np.ndarray:

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from morphoray.evaluation.classifier import fit_classifier
 from morphoray.evaluation.cohorts import Moments, frechet_matrix, matched_ranks, moments
 from morphoray.evaluation.distances import (
+    CODEC,
     FLOOR,
     Distance,
     Groups,
@@ -26,11 +28,13 @@ from morphoray.seeds import numpy_generator
 Features = npt.NDArray[np.float32]
 
 FRECHET, KID = "frechet", "kid"
+RANK, RECOGNISED = "rank", "recognised"
 RATIO, SHARE = "nearest_training_ratio", "nearest_training_share"
 FRECHET_PAPER, KID_PAPER = "frechet_paper", "kid_paper"  # to real images padded by flips and turns
 CONTROL, OTHER, TRAINED = "copy_control", "other_perturbation", "trained"
 LEAST_AT_INFINITY = 100  # images; below, the extrapolation says nothing
 LEAST_FIDELITY = 20
+TAUGHT = 20_000  # real images that teach the classifier of `recognised`, all perturbations together
 LEAST = 2  # images a side that anything is measured of
 
 Distances = dict[str, dict[str, Distance]]
@@ -136,7 +140,9 @@ def measure(
             }
     kept = [cohort for cohort in cohorts if cohort.perturbation_id in found.distances]
     for name, ranks in _ranks(kept, sampling, matrix).items():
-        found.distances[name]["rank"] = ranks
+        found.distances[name][RANK] = ranks
+    for name, shares in _recognised(kept, sampling).items():
+        found.distances[name][RECOGNISED] = shares
     return found
 
 
@@ -238,6 +244,36 @@ def _ranks(cohorts: Sequence[Cohort], sampling: Sampling, matrix: Matrix) -> dic
             for name, rank in zip(mine, ranks, strict=True):
                 found[name][method] = Distance(float(rank), n, n)
     return {name: ranks for name, ranks in found.items() if ranks}
+
+
+def _recognised(cohorts: Sequence[Cohort], sampling: Sampling) -> dict[str, dict[str, Distance]]:
+    """By perturbation and method the share of N images that a classifier takes for that perturbation.
+
+    One half of the real images of all perturbations teaches it; FLOOR is the other half, CODEC the codec's
+    of these. Nothing of a perturbation below N = LEAST_FIDELITY, or of a single one.
+    """
+    sizes = {each.perturbation_id: min(each.n, sampling.n) for each in cohorts}
+    able = [each for each in cohorts if sizes[each.perturbation_id] >= LEAST_FIDELITY]
+    if len(able) < 2:
+        return {}
+    taught, shown = {}, {}
+    for cohort in able:
+        name, n = cohort.perturbation_id, sizes[cohort.perturbation_id]
+        generator = numpy_generator("recognised", sampling.seed, name)
+        ours, reference = halves(cohort.fields, generator)
+        taught[name] = cohort.real[reference[: min(n, max(TAUGHT // len(able), 1))]]
+        sets = {method: draw(values, n, generator) for method, values in cohort.sets(n).items()}
+        if cohort.reconstructed is not None:
+            sets[CODEC] = cohort.reconstructed[ours[:n]]
+        shown[name] = sets | {FLOOR: cohort.real[ours[:n]]}
+    classifier = fit_classifier(taught)
+    return {
+        name: {
+            method: Distance(classifier.recall({name: values})[name], len(values), len(taught[name]))
+            for method, values in sets.items()
+        }
+        for name, sets in shown.items()
+    }
 
 
 def _drawn(features: Features, n: int, sampling: Sampling, key: str) -> Features:

@@ -3,7 +3,16 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from morphoray.evaluation.measures import FRECHET, FRECHET_PAPER, KID, KID_PAPER, RATIO, SHARE
+from morphoray.evaluation.measures import (
+    FRECHET,
+    FRECHET_PAPER,
+    KID,
+    KID_PAPER,
+    RANK,
+    RATIO,
+    RECOGNISED,
+    SHARE,
+)
 
 Better = Literal["lower", "higher", "up to one", "one"]
 DIRECTIONS: dict[Better, tuple[str, str]] = {
@@ -33,7 +42,6 @@ class Metric:
         return f"{self.title} ({DIRECTIONS[self.better][1]})"
 
 
-RANK = "rank"
 METRICS: dict[str, Metric] = {
     FRECHET: Metric(
         "Fréchet distance",
@@ -57,6 +65,12 @@ METRICS: dict[str, Metric] = {
         "lower",
         "Where the real images of the right perturbation stand among those of all perturbations, the nearest "
         "to the generated ones first: 1 is right.",
+    ),
+    RECOGNISED: Metric(
+        "Recognised",
+        "higher",
+        "The share of images that a linear classifier, taught on real ones of every perturbation, takes for "
+        "the right one; other real images show how far this can go. Blind to little diversity.",
     ),
     "precision": Metric(
         "Precision",

@@ -12,7 +12,7 @@ from morphoray.evaluation.profile_analysis import CLIP
 from morphoray.evaluation.profile_chart import furthest, map_chart
 from morphoray.evaluation.profile_results import Estimate, ProfileResults, SourceProfiles
 from morphoray.evaluation.profiles import REAL
-from morphoray.evaluation.results import BASELINES, ReportData, figure, interval
+from morphoray.evaluation.results import BASELINES, ReportData, figure, interval, percent
 from morphoray.evaluation.statistics import LEAST_PAIRS
 
 TITLE = "What the cells look like"
@@ -38,10 +38,6 @@ def _label(data: ReportData, source: str) -> str:
     return BASELINES[source].label if source in BASELINES else data.methods[source].label
 
 
-def _share(value: float) -> str:
-    return f"{value:.0%}".replace("%", " %") if np.isfinite(value) else "–"
-
-
 def _estimate(found: Estimate | None) -> Cell:
     if found is None:
         return Cell("–")
@@ -60,12 +56,12 @@ def _nmi(source: SourceProfiles, label: str) -> Cell:
 
 def _mechanisms(source: SourceProfiles, name: str) -> Cell:
     share, of = getattr(source.mechanisms, name) if source.mechanisms else (np.nan, 0)
-    return Cell(_share(share), f"of {of}") if of else Cell("–")
+    return Cell(percent(share), f"of {of}") if of else Cell("–")
 
 
 def _recognised(source: SourceProfiles, label: str) -> Cell:
     found = source.recognised.get(label)
-    return Cell(_share(float(np.mean([*found.values()]))), f"of {len(found)}") if found else Cell("–")
+    return Cell(percent(float(np.mean([*found.values()]))), f"of {len(found)}") if found else Cell("–")
 
 
 COLUMNS: dict[str, Callable[[SourceProfiles], Cell]] = {

@@ -1,6 +1,6 @@
 """What a report is made of: a run's facts, each perturbation's images and distances, and their summary."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,10 +17,12 @@ from morphoray.evaluation.measures import (
     KID,
     KID_PAPER,
     OTHER,
+    RANK,
+    RECOGNISED,
     SHARE,
     TRAINED,
 )
-from morphoray.evaluation.metrics import METRICS, RANK
+from morphoray.evaluation.metrics import METRICS
 from morphoray.evaluation.novelty import Novelty
 from morphoray.evaluation.profile_results import ProfileResults
 
@@ -75,6 +77,7 @@ __all__ = [
     "METRICS",
     "OTHER",
     "RANK",
+    "RECOGNISED",
     "SHARE",
     "TRAINED",
 ]
@@ -304,6 +307,11 @@ def figure(value: float | None) -> str:
     return f"{rounded:,.{min(digits, 4)}f}".replace("-", "−")
 
 
+def percent(share: float) -> str:
+    """A share from 0 to 1 as '45 %'; '–' where it isn't finite."""
+    return f"{share:.0%}".replace("%", " %") if np.isfinite(share) else "–"
+
+
 def interval(low: float, high: float) -> str:
     """Both ends of an interval; '–' for none."""
     return f"{figure(low)} to {figure(high)}" if np.isfinite(low) else "–"
@@ -317,22 +325,26 @@ def written(metric: str, value: float | None, mean: bool = False) -> str:
 
 
 def explained(data: ReportData, metric: str) -> str:
-    """What the metric tells, for a line above its table; of ranks what chance would give, too."""
-    told = METRICS[metric].means
-    return f"{told} {chance}" if metric == RANK and (chance := rank_chance(data)) else told
+    """What the metric tells, for a line above its table; of ranks and `recognised` what chance gives, too."""
+    chance = _among(data, metric) if metric in CHANCE else ""
+    return f"{METRICS[metric].means} {chance}" if chance else METRICS[metric].means
 
 
-def rank_chance(data: ReportData) -> str:
-    """Among how many cohorts a rank is, and the mean that chance gives; empty where there are no ranks."""
-    counts = {
-        batches: max(len(measured(data.of(batches), RANK, model)) for model in data.models)
-        for batches in data.batches
-    }
-    told = {
-        batches: f"{count} cohorts, where chance gives a mean of {(count + 1) / 2:g}"
-        for batches, count in counts.items()
-        if count
-    }
+CHANCE: dict[str, Callable[[int], str]] = {  # among so many perturbations
+    RANK: lambda count: f"{count} cohorts, where chance gives a mean of {(count + 1) / 2:g}",
+    RECOGNISED: lambda count: f"{count} perturbations, where chance gives {figure(1 / count)}",
+}
+
+
+def candidates(data: ReportData, metric: str) -> int:
+    """Among how many perturbations a metric of CHANCE chooses."""
+    return max(len(measured(data, metric, model)) for model in data.models)
+
+
+def _among(data: ReportData, metric: str) -> str:
+    """Among how many there is a choice, and what chance gives; empty where it wasn't measured."""
+    counts = {batches: candidates(data.of(batches), metric) for batches in data.batches}
+    told = {batches: CHANCE[metric](count) for batches, count in counts.items() if count}
     if len({*told.values()}) > 1:
         return f"Among {'; '.join(f'{text} ({BATCHES[batches]})' for batches, text in told.items())}."
     return f"Among {next(iter(told.values()))}." if told else ""

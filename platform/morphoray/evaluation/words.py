@@ -1,7 +1,7 @@
 """A report in words: what was measured, and what a reader must know before trusting it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from morphoray.evaluation.comparisons import Comparison, Verdict, apart, comparisons, rivals, verdict
 from morphoray.evaluation.paper_form import paper_caveat
@@ -16,14 +16,17 @@ from morphoray.evaluation.results import (
     KID,
     MODELS,
     OTHER,
+    RECOGNISED,
     SEEN,
     SHARE,
     Cell,
     ReportData,
+    candidates,
     figure,
     image_counts,
     mean,
     measured,
+    percent,
 )
 from morphoray.evaluation.statistics import LEAST_PAIRS, SIGNIFICANT
 
@@ -146,7 +149,7 @@ def _notes(data: ReportData, cells: Sequence[Cell], judged: bool) -> list[str]:
     several = len(data.batches) > 1
     notes = []
     for batches in data.batches:
-        found = _diversity(data.of(batches))
+        found = [*_recognised(data.of(batches)), *_diversity(data.of(batches))]
         where = f"{BATCHES[batches]}: " if several else ""
         notes += [_sentence(f"{where}{text}") for text in found]
     notes += [*_copies(data), *_reference_points(data)]
@@ -173,6 +176,25 @@ def _whose(data: ReportData, method: str) -> str:
         return "real images of another perturbation"
     label = data.methods[method].label
     return f"the {label.lower()}'s" if method in MODELS else f"{label}'s"
+
+
+def _recognised(data: ReportData) -> list[str]:
+    """How many images a classifier takes for the right perturbation, treatments only."""
+    treatments = replace(data, perturbations=[each for each in data.perturbations if not each.is_control])
+    first, *others = data.models
+    share = mean(measured(treatments, RECOGNISED, first))
+    if share is None:
+        return []
+    beside = {
+        **{_whose(data, other): mean(measured(treatments, RECOGNISED, other)) for other in others},
+        "other real images": mean(measured(treatments, RECOGNISED, FLOOR)),
+        "chance": 1 / candidates(data, RECOGNISED),
+    }
+    told = ", ".join(f"{name} {percent(value)}" for name, value in beside.items() if value is not None)
+    return [
+        f"a linear classifier taught on real images takes {percent(share)} of {_whose(data, first)} images "
+        f"for the right perturbation ({told})."
+    ]
 
 
 def _diversity(data: ReportData) -> list[str]:
@@ -210,8 +232,8 @@ def _copies(data: ReportData) -> list[str]:
     if share is None or share <= COPIED:
         return []
     return [
-        f"{share:.0%} of {_whose(data, data.models[0])} images".replace("%", " %")
-        + " are likely copies of training images; 1 % would be as real images are."
+        f"{percent(share)} of {_whose(data, data.models[0])} images are likely copies of training images; "
+        "1 % would be as real images are."
     ]
 
 

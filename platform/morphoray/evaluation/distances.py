@@ -118,6 +118,11 @@ def floor(
     return compare(real, {}, generator, n=n, repeats=repeats, metric=metric, groups=groups)[FLOOR]
 
 
+def own_groups(groups: Groups | None, count: int) -> Groups:
+    """`groups` of `count` images; where they are None a number of its own for each image."""
+    return np.arange(count) if groups is None else groups
+
+
 def half_size(groups: Groups) -> int:
     """Images that either of two `halves` surely has: all but the odd group's, or (N − the largest) / 2."""
     _, sizes = np.unique(groups, return_counts=True)
@@ -174,7 +179,7 @@ def compare(
 
     Raises DataError when n (default: the largest possible) exceeds half the real or all the generated images.
     """
-    groups = np.arange(len(real)) if groups is None else groups
+    groups = own_groups(groups, len(real))
     most = largest_n(groups, generated)
     n = most if n is None else n
     if not 2 <= n <= most:

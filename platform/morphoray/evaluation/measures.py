@@ -21,6 +21,7 @@ from morphoray.evaluation.distances import (
     halves,
     kid_full,
     largest_n,
+    own_groups,
 )
 from morphoray.evaluation.fidelity import fidelity, memorisation
 from morphoray.seeds import numpy_generator
@@ -82,7 +83,7 @@ class Cohort:
     @property
     def fields(self) -> Groups:
         """`groups`, or a number of its own for every image."""
-        return np.arange(len(self.real)) if self.groups is None else self.groups
+        return own_groups(self.groups, len(self.real))
 
     @property
     def n(self) -> int:
@@ -178,7 +179,7 @@ def _copied(cohort: Cohort, n: int) -> Distances:
     trained = cohort.trained
     if trained is None or len(trained) < n:
         return {}
-    groups = np.arange(len(trained)) if cohort.trained_groups is None else cohort.trained_groups
+    groups = own_groups(cohort.trained_groups, len(trained))
     if len(np.unique(groups)) < LEAST:
         return {}
     found: Distances = {RATIO: {}, SHARE: {}}

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from morphoray.errors import DataError, MissingExtraError
-from morphoray.evaluation.distances import Groups, draw, half_size, halves
+from morphoray.evaluation.distances import Groups, draw, half_size, halves, own_groups
 from morphoray.evaluation.profiles import REAL, fields_of_view, matrix
 
 Float64 = npt.NDArray[np.float64]
@@ -57,7 +57,7 @@ def agreement(
 
     groups: the fields that the real images were cut out of; no half has a field of the other's.
     """
-    groups = np.arange(len(real)) if groups is None else groups
+    groups = own_groups(groups, len(real))
     n = min(half_size(groups), len(generated))
     unknown = Interval(np.nan, np.nan, np.nan)
     whole = spearman(_median(real), _median(generated)) if len(real) and len(generated) else np.nan

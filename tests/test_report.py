@@ -510,7 +510,7 @@ def test_figure(value: float | None, text: str) -> None:
 
 def test_duration() -> None:
     assert [duration(seconds) for seconds in (41.7, 462, 11_100)] == ["42 s", "7 min 42 s", "3 h 5 min"]
-    assert duration(None) == "–"
+    assert set(RunFacts(1, 2).shown) == {"Training steps", "Images seen"}, "what isn't known isn't shown"
 
 
 def test_no_mark_of_a_row_hides_another() -> None:

@@ -25,7 +25,6 @@ from morphoray.evaluation.results import (
     PerturbationResult,
     ReportData,
     cells,
-    duration,
     explained,
     figure,
     image_counts,
@@ -103,14 +102,8 @@ def _facts(data: ReportData) -> str:
     names = {result.perturbation_id for result in data.perturbations}
     unseen = len({result.perturbation_id for result in data.perturbations if result.unseen})
     hidden = f"of them {unseen} unseen" if unseen else ""
-    speed = data.facts.machine_gflops
-    facts = {
-        "Training steps": f"{data.facts.steps:,}",
-        "Images seen": f"{data.facts.images_seen:,}",
-        "Time": escape(duration(data.facts.seconds)),
-        "Machine": f"{speed:,.0f} <small>GFLOP/s</small>" if speed else "–",
-        "Perturbations": f"{len(names)} <small>{hidden}</small>",
-    }
+    facts = {name: escape(value) for name, value in data.facts.shown.items()}
+    facts["Perturbations"] = f"{len(names)} <small>{hidden}</small>"
     return "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items())
 
 

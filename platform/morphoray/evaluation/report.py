@@ -21,7 +21,6 @@ from morphoray.evaluation.results import (
     ReportData,
     RunFacts,
     cells,
-    duration,
     explained,
     figure,
     image_counts,
@@ -60,10 +59,7 @@ def markdown(data: ReportData) -> str:
     """The report without its pictures."""
     facts = data.facts
     rows = [
-        ("Training steps", f"{facts.steps:,}"),
-        ("Images seen", f"{facts.images_seen:,}"),
-        ("Time", duration(facts.seconds)),
-        ("Machine, GFLOP/s", figure(facts.machine_gflops)),
+        *facts.shown.items(),
         *facts.details.items(),
         ("Run", data.made_by),
     ]

@@ -98,6 +98,16 @@ class RunFacts:
     outlook: str = ""
     details: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def shown(self) -> dict[str, str]:
+        """What is known of the cost, by name, as print shows it."""
+        shown = {"Training steps": f"{self.steps:,}", "Images seen": f"{self.images_seen:,}"}
+        if self.seconds is not None:
+            shown["Time"] = duration(self.seconds)
+        if self.machine_gflops is not None:
+            shown["Machine"] = f"{self.machine_gflops:,.0f} GFLOP/s"
+        return shown
+
 
 @dataclass(frozen=True)
 class PerturbationResult:
@@ -361,10 +371,8 @@ def equals(p: float) -> str:
     return text if text.startswith("<") else f"= {text}"
 
 
-def duration(seconds: float | None) -> str:
-    """'42 s', '7 min 42 s' or '3 h 5 min'; a dash for None."""
-    if seconds is None:
-        return "–"
+def duration(seconds: float) -> str:
+    """'42 s', '7 min 42 s' or '3 h 5 min'."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

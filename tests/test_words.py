@@ -180,6 +180,8 @@ def test_recognition_is_said_of_treatments() -> None:
         "A linear classifier taught on real images takes 50 % of the conditional model's images for the "
         "right perturbation (the unconditional model's 10 %, other real images 90 %, chance 25 %)."
     )
+    alone = summary(report(results[-1:]))
+    assert not alone.notes and alone.lead[0].startswith("No verdict"), "of controls alone nothing is judged"
     both = [dataclasses.replace(each, batches=name) for name in ("seen", "held_out") for each in results]
     notes = summary(report(both)).notes
     starts = [each[: each.index(":")] for each in notes if "classifier" in each]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from morphoray.evaluation.classifier import fit_classifier
+from morphoray.evaluation.classifier import Classifier, fit_classifier
 from morphoray.evaluation.cohorts import Moments, frechet_matrix, matched_ranks, moments
 from morphoray.evaluation.distances import (
     CODEC,
@@ -253,28 +253,38 @@ def _recognised(cohorts: Sequence[Cohort], sampling: Sampling) -> dict[str, dict
     One half of the real images of all perturbations teaches it; FLOOR is the other half, CODEC the codec's
     of these. Nothing of a perturbation below N = LEAST_FIDELITY, or of a single one.
     """
-    sizes = {each.perturbation_id: min(each.n, sampling.n) for each in cohorts}
-    able = [each for each in cohorts if sizes[each.perturbation_id] >= LEAST_FIDELITY]
+    able = [each for each in cohorts if min(each.n, sampling.n) >= LEAST_FIDELITY]
     if len(able) < 2:
         return {}
-    taught, shown = {}, {}
-    for cohort in able:
-        name, n = cohort.perturbation_id, sizes[cohort.perturbation_id]
-        generator = numpy_generator("recognised", sampling.seed, name)
-        ours, reference = halves(cohort.fields, generator)
-        taught[name] = cohort.real[reference[: min(n, max(TAUGHT // len(able), 1))]]
-        sets = {method: draw(values, n, generator) for method, values in cohort.sets(n).items()}
-        if cohort.reconstructed is not None:
-            sets[CODEC] = cohort.reconstructed[ours[:n]]
-        shown[name] = sets | {FLOOR: cohort.real[ours[:n]]}
+    taught = {}
+    for each in able:
+        reference = halves(each.fields, _half_generator(each, sampling))[1]
+        most = min(each.n, sampling.n, max(TAUGHT // len(able), 1))
+        taught[each.perturbation_id] = each.real[reference[:most]]
     classifier = fit_classifier(taught)
     return {
-        name: {
-            method: Distance(classifier.recall({name: values})[name], len(values), len(taught[name]))
-            for method, values in sets.items()
-        }
-        for name, sets in shown.items()
+        each.perturbation_id: _shares(classifier, each, sampling, len(taught[each.perturbation_id]))
+        for each in able
     }
+
+
+def _shares(classifier: Classifier, cohort: Cohort, sampling: Sampling, taught: int) -> dict[str, Distance]:
+    """What the classifier recognises of every set; of real images those of the half that did not teach it."""
+    n, generator = min(cohort.n, sampling.n), _half_generator(cohort, sampling)
+    ours = halves(cohort.fields, generator)[0][:n]
+    sets = {method: draw(values, n, generator) for method, values in cohort.sets(n).items()}
+    if cohort.reconstructed is not None:
+        sets[CODEC] = cohort.reconstructed[ours]
+    sets[FLOOR] = cohort.real[ours]
+    name = cohort.perturbation_id
+    return {
+        method: Distance(classifier.recall({name: values})[name], len(values), taught)
+        for method, values in sets.items()
+    }
+
+
+def _half_generator(cohort: Cohort, sampling: Sampling) -> np.random.Generator:
+    return numpy_generator("recognised", sampling.seed, cohort.perturbation_id)
 
 
 def _drawn(features: Features, n: int, sampling: Sampling, key: str) -> Features:

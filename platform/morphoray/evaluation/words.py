@@ -1,7 +1,7 @@
 """A report in words: what was measured, and what a reader must know before trusting it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from morphoray.evaluation.comparisons import Comparison, Verdict, apart, comparisons, rivals, verdict
 from morphoray.evaluation.paper_form import paper_caveat
@@ -94,10 +94,11 @@ def summary(data: ReportData) -> Summary:
         for rival, found in grouped.items()
     }
     led = [rival for rival in grouped if rival in data.models] or [*grouped][:1]
-    ours = f"{_sentence(_whose(data, data.models[0]))} images, against"
+    ours = f"{_whose(data, data.models[0])} images"
+    nothing = f"No verdict: no treatment was measured of which there are {ours} and a rival's."
     return Summary(
-        [text for rival in led for text in _lead(data, rival, grouped[rival])],
-        [ours, *(_sentence(_where(data, [cell])) for cell in cells)],
+        [text for rival in led for text in _lead(data, rival, grouped[rival])] or [nothing],
+        [f"{_sentence(ours)}, against", *(_sentence(_where(data, [cell])) for cell in cells)],
         verdicts,
         _notes(data, cells, bool(grouped)),
     )
@@ -180,14 +181,14 @@ def _whose(data: ReportData, method: str) -> str:
 
 def _recognised(data: ReportData) -> list[str]:
     """How many images a classifier takes for the right perturbation, treatments only."""
-    treatments = replace(data, perturbations=[each for each in data.perturbations if not each.is_control])
+    shares = {method: _over_treatments(data, RECOGNISED, method) for method in (*data.models, FLOOR)}
     first, *others = data.models
-    share = mean(measured(treatments, RECOGNISED, first))
+    share = shares[first]
     if share is None:
         return []
     beside = {
-        **{_whose(data, other): mean(measured(treatments, RECOGNISED, other)) for other in others},
-        "other real images": mean(measured(treatments, RECOGNISED, FLOOR)),
+        **{_whose(data, other): shares[other] for other in others},
+        "other real images": shares[FLOOR],
         "chance": 1 / candidates(data, RECOGNISED),
     }
     told = ", ".join(f"{name} {percent(value)}" for name, value in beside.items() if value is not None)
@@ -195,6 +196,12 @@ def _recognised(data: ReportData) -> list[str]:
         f"a linear classifier taught on real images takes {percent(share)} of {_whose(data, first)} images "
         f"for the right perturbation ({told})."
     ]
+
+
+def _over_treatments(data: ReportData, metric: str, method: str) -> float | None:
+    """The mean over perturbations but controls, None of none."""
+    found = [each.distances.get(metric, {}).get(method) for each in data.perturbations if not each.is_control]
+    return mean(distance for distance in found if distance is not None)
 
 
 def _diversity(data: ReportData) -> list[str]:

@@ -311,7 +311,7 @@ def test_stream(benchmarks: None, ray_cluster: None, tmp_path: Path) -> None:
     assert figures.rates.keys() == {"encode", "cached", "streamed"}
     assert all(rate > 0 for rates in figures.rates.values() for rate in rates)
     assert figures.images == 64
-    assert figures.cache_bytes > 64 * 2 * 2 * 16 * 8 * 8  # two float16 tensors an image
+    assert figures.cache_bytes > 64 * 2 * 12 * 8 * 8  # a float16 mean an image; deviations compress well
 
 
 def test_the_cache_pays_from_the_epochs_that_streaming_loses(benchmarks: None) -> None:

@@ -82,7 +82,7 @@ def test_a_classifier_that_real_images_taught_recognises_what_is_right(
     found = measures.measure([*sets, few], measures.Sampling(50, 2)).distances
     shares = {name: found[name]["recognised"] for name in names}
     assert {each[method].value for each in shares.values() for method in ("right", "floor")} == {1.0}
-    assert {each["other_perturbation"].value for each in shares.values()} == {0.0}
+    assert not any("other_perturbation" in each for each in shares.values()), "half of them taught"
     assert [shares[name]["codec"].value for name in names] == [0, 0, 1], "it makes c of every image"
     assert shares["a"]["half"].value == 1 and 0.3 < shares["b"]["half"].value < 0.7
     assert (shares["a"]["right"].n_a, shares["a"]["right"].n_b) == (50, 50)

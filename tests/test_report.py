@@ -398,7 +398,7 @@ def test_summary_says_what_was_measured(data: ReportData) -> None:
     # Without the control and the unseen one: 21 and 22 against 29 and 33.
     told = summary(data)
     assert {rival: [each.figures for each in found if each] for rival, found in told.verdicts.items()} == {
-        "Unconditional model": [
+        "unconditional": [
             ["Fréchet 21.5 against 31.0", "kernel 0.0215 against 0.0310", "closer on 2 of 2 mechanisms"],
             ["Fréchet 25.0 against 24.0", "kernel 0.0250 against 0.0240", "closer on 0 of 1 perturbation"],
         ]

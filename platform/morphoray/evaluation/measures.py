@@ -269,10 +269,17 @@ def _recognised(cohorts: Sequence[Cohort], sampling: Sampling) -> dict[str, dict
 
 
 def _shares(classifier: Classifier, cohort: Cohort, sampling: Sampling, taught: int) -> dict[str, Distance]:
-    """What the classifier recognises of every set; of real images those of the half that did not teach it."""
+    """What the classifier recognises of every set; of real images those of the half that did not teach it.
+
+    Real images of other perturbations are left out: half of them taught it that they are others'.
+    """
     n, generator = min(cohort.n, sampling.n), _half_generator(cohort, sampling)
     ours = halves(cohort.fields, generator)[0][:n]
-    sets = {method: draw(values, n, generator) for method, values in cohort.sets(n).items()}
+    sets = {
+        method: draw(values, n, generator)
+        for method, values in cohort.sets(n).items()
+        if method not in (CONTROL, OTHER)
+    }
     if cohort.reconstructed is not None:
         sets[CODEC] = cohort.reconstructed[ours]
     sets[FLOOR] = cohort.real[ours]

@@ -33,7 +33,7 @@ from morphoray.evaluation.results import (
     written,
 )
 from morphoray.evaluation.sections import chart_box, compared, paper, ranks, subheading, trust
-from morphoray.evaluation.words import RULE, Judgement, Summary, caveats, summary
+from morphoray.evaluation.words import RULE, Judgement, caveats, summary
 from morphoray.imaging.crops import resize_square
 from morphoray.imaging.png import encode_png
 from morphoray.imaging.scale_bar import bar_length
@@ -51,7 +51,7 @@ def render(data: ReportData) -> str:
     return Template(template).substitute(
         title=escape(data.title),
         kicker=escape(f"morphoray · {data.experiment} · run {data.made_by}"),
-        summary=_summary(summary(data), data.data_statement),
+        summary=_summary(data),
         facts=_facts(data),
         n=escape(image_counts(data)),
         headline=_headline(data),
@@ -71,14 +71,15 @@ def render(data: ReportData) -> str:
     )
 
 
-def _summary(told: Summary, data_statement: str) -> str:
+def _summary(data: ReportData) -> str:
     """What was found in a sentence or two, the table of verdicts, and what else must be known first."""
+    told = summary(data)
     parts = [f"<p>{escape(text)}</p>" for text in told.lead]
-    parts.append(f'<p class="soft">{escape(data_statement)}</p>')
+    parts.append(f'<p class="soft">{escape(data.data_statement)}</p>')
     if told.verdicts:
         head = "".join(f"<th>{escape(name)}</th>" for name in told.head)
         rows = "".join(
-            f"<tr><td>{escape(rival)}</td>{''.join(map(_judged, found))}</tr>"
+            f"<tr><td>{escape(data.methods[rival].label)}</td>{''.join(map(_judged, found))}</tr>"
             for rival, found in told.verdicts.items()
         )
         table = f'<table class="verdicts"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'

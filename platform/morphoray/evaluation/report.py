@@ -88,7 +88,10 @@ def _summary(data: ReportData) -> list[str]:
     parts = [*map(_cell, parts)]
     if told.verdicts:
         rows = [
-            (rival, *(f"{each.words}: {'; '.join(each.figures)}" if each else "–" for each in found))
+            (
+                data.methods[rival].label,
+                *(f"{each.words}: {'; '.join(each.figures)}" if each else "–" for each in found),
+            )
             for rival, found in told.verdicts.items()
         ]
         parts += [_table(told.head, rows), _cell(RULE)]

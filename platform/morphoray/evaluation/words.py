@@ -1,6 +1,6 @@
 """A report in words: what was measured, and what a reader must know before trusting it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from morphoray.evaluation.comparisons import Comparison, Verdict, apart, comparisons, rivals, verdict
@@ -33,6 +33,7 @@ from morphoray.evaluation.statistics import LEAST_PAIRS, SIGNIFICANT
 SHORT = {FRECHET: "Fréchet", KID: "kernel"}
 DIVERSITY = ("recall", "coverage")
 LITTLE = 0.5  # of what real images reach
+FEWER = 0.9  # of what another model reaches
 COPIED = 0.05  # share of likely copies that is worth a sentence; 0.01 is that of real images
 VERDICTS: dict[Verdict, tuple[str, str]] = {  # as a table's cell says it, and as a sentence does
     "closer": ("closer", "{ours} lie closer to the real ones than {theirs}"),
@@ -73,8 +74,9 @@ class Judgement:
 class Summary:
     """What a report says first.
 
-    lead: a sentence or two a rival model. head, verdicts: a table of the first model against each rival, a
-    column a cell; None where both have nothing in common. notes: what else was found, a sentence or two each.
+    lead: a sentence or two a rival model. head, verdicts: a table of the first model against each rival,
+    by its key in ReportData.methods, a column a cell; None where both have nothing in common. notes: what
+    else was found, a sentence or two each.
     """
 
     lead: Sequence[str]
@@ -90,7 +92,7 @@ def summary(data: ReportData) -> Summary:
         grouped.setdefault(row.rival, {}).setdefault(row.cell, []).append(row)
     cells = [cell for cell in apart(data) if any(cell in found for found in grouped.values())]
     verdicts = {
-        data.methods[rival].label: [_judgement(found[cell]) if cell in found else None for cell in cells]
+        rival: [_judgement(found[cell]) if cell in found else None for cell in cells]
         for rival, found in grouped.items()
     }
     led = [rival for rival in grouped if rival in data.models] or [*grouped][:1]
@@ -123,11 +125,17 @@ def _lead(data: ReportData, rival: str, found: Mapping[Cell, Sequence[Comparison
     reached: dict[Verdict, list[Cell]] = {}
     for cell, rows in found.items():
         reached.setdefault(verdict(rows), []).append(cell)
-    return [
-        f"{_sentence(_where(data, cells))}: "
-        f"{VERDICTS[each][1].format(ours=ours, theirs=theirs, groups=found[cells[0]][0].groups)}."
-        for each, cells in reached.items()
-    ]
+    told = []
+    for each, cells in reached.items():
+        groups = _groups(found[cell] for cell in cells)
+        text = VERDICTS[each][1].format(ours=ours, theirs=theirs, groups=groups)
+        told.append(f"{_sentence(_where(data, cells))}: {text}.")
+    return told
+
+
+def _groups(found: Iterable[Sequence[Comparison]]) -> str:
+    """What is counted in several cells: 'mechanisms', or 'mechanisms or perturbations'."""
+    return " or ".join(dict.fromkeys(rows[0].groups for rows in found))
 
 
 def _where(data: ReportData, cells: Sequence[Cell]) -> str:
@@ -158,7 +166,7 @@ def _notes(data: ReportData, cells: Sequence[Cell], judged: bool) -> list[str]:
         notes.append(" ".join(profile_words(data, data.profiles)))
     if data.excluded:
         notes.append(_excluded(data))
-    if judged and SEEN in data.batches and any(cell.unseen is not True for cell in cells):
+    if judged and any(each.batches == SEEN and not each.unseen for each in data.perturbations):
         notes.append(FITTED)
     if judged and several and HELD_OUT in data.batches:
         notes.append(SAME_IMAGES)
@@ -180,8 +188,8 @@ def _whose(data: ReportData, method: str) -> str:
 
 
 def _recognised(data: ReportData) -> list[str]:
-    """How many images a classifier takes for the right perturbation, treatments only."""
-    shares = {method: _over_treatments(data, RECOGNISED, method) for method in (*data.models, FLOOR)}
+    """How many images a classifier takes for the right perturbation: the mean that chance is 1 / K of."""
+    shares = {method: mean(measured(data, RECOGNISED, method)) for method in (*data.models, FLOOR)}
     first, *others = data.models
     share = shares[first]
     if share is None:
@@ -196,12 +204,6 @@ def _recognised(data: ReportData) -> list[str]:
         f"a linear classifier taught on real images takes {percent(share)} of {_whose(data, first)} images "
         f"for the right perturbation ({told})."
     ]
-
-
-def _over_treatments(data: ReportData, metric: str, method: str) -> float | None:
-    """The mean over perturbations but controls, None of none."""
-    found = [each.distances.get(metric, {}).get(method) for each in data.perturbations if not each.is_control]
-    return mean(distance for distance in found if distance is not None)
 
 
 def _diversity(data: ReportData) -> list[str]:
@@ -225,7 +227,7 @@ def _short_of(data: ReportData, metric: str) -> tuple[str, bool] | None:
     beside = [f"real images {figure(floor)}"]
     for other in others:
         theirs = mean(measured(data, metric, other))
-        if theirs is not None and theirs > value:
+        if theirs is not None and value < FEWER * theirs:
             beside.append(f"{_whose(data, other)} {figure(theirs)}")
     little = value < LITTLE * floor
     if not little and len(beside) == 1:
@@ -236,7 +238,7 @@ def _short_of(data: ReportData, metric: str) -> tuple[str, bool] | None:
 def _copies(data: ReportData) -> list[str]:
     """A sentence where more of the first model's images are likely copies than COPIED."""
     share = mean(measured(data, SHARE, data.models[0]))
-    if share is None or share <= COPIED:
+    if share is None or not share > COPIED:
         return []
     return [
         f"{percent(share)} of {_whose(data, data.models[0])} images are likely copies of training images; "

@@ -7,13 +7,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import t
 
-from morphoray.evaluation.measures import RANK, RECOGNISED
+from morphoray.evaluation.measures import RANK, RATIO, RECOGNISED, SHARE
 from morphoray.evaluation.profile_scores import spearman
 
 Floats = npt.NDArray[np.float64]
 
 DISTANCES = ("frechet", "frechet_infinity", "kid")
-COPYING, COPIES = "nearest_training_ratio", "nearest_training_share"
 PROFILE = "profile_correlation"
 METRICS = (
     *DISTANCES,
@@ -21,8 +20,8 @@ METRICS = (
     "recall",
     "density",
     "coverage",
-    COPYING,
-    COPIES,
+    RATIO,
+    SHARE,
     RANK,
     RECOGNISED,
     PROFILE,
@@ -112,8 +111,8 @@ def _responses(
         "recall": spread,
         "density": inside,
         "coverage": spread,
-        COPYING: copying,
-        COPIES: copies,
+        RATIO: copying,
+        SHARE: copies,
         RANK: rank,
         RECOGNISED: classifier,
         PROFILE: profile,

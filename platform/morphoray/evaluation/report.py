@@ -84,8 +84,7 @@ def markdown(data: ReportData) -> str:
 
 def _summary(data: ReportData) -> list[str]:
     told = summary(data)
-    parts = [*told.lead, data.data_statement]
-    parts = [*map(_cell, parts)]
+    parts = [*map(_cell, (*told.lead, data.data_statement))]
     if told.verdicts:
         rows = [
             (

@@ -102,7 +102,7 @@ def summary(data: ReportData) -> Summary:
         [text for rival in led for text in _lead(data, rival, grouped[rival])] or [nothing],
         [f"{_sentence(ours)}, against", *(_sentence(_where(data, [cell])) for cell in cells)],
         verdicts,
-        _notes(data, cells, bool(grouped)),
+        _notes(data, bool(grouped)),
     )
 
 
@@ -153,7 +153,7 @@ def _where(data: ReportData, cells: Sequence[Cell]) -> str:
     )
 
 
-def _notes(data: ReportData, cells: Sequence[Cell], judged: bool) -> list[str]:
+def _notes(data: ReportData, judged: bool) -> list[str]:
     """What else was found, and what the verdicts are of."""
     several = len(data.batches) > 1
     notes = []

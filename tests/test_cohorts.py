@@ -93,6 +93,28 @@ def test_a_classifier_that_real_images_taught_recognises_what_is_right(
     assert (capped.n_a, capped.n_b, capped.value) == (50, 30, 1)
 
 
+def test_what_a_well_has_in_common_is_not_taken_for_the_perturbation(rng: np.random.Generator) -> None:
+    """Two perturbations that do nothing, in four wells each of a look of its own."""
+    wells = np.repeat(np.arange(4), 30)
+    places = {name: rng.normal(size=(4, 40)) * 3 for name in ("a", "b")}
+    real = {name: np.float32(rng.normal(size=(120, 40)) + place[wells]) for name, place in places.items()}
+
+    def floor(**groups: np.ndarray) -> float:
+        sets = [
+            measures.Cohort(
+                name, values.astype(np.float32), {"ours": values[:60].astype(np.float32)}, **groups
+            )
+            for name, values in real.items()
+        ]
+        found = measures.measure(sets, measures.Sampling(40, 1)).distances
+        return float(np.mean([each["recognised"]["floor"].value for each in found.values()]))
+
+    assert floor() == 1
+    assert floor(wells=wells) < 0.8
+    assert floor(wells=np.zeros(120)) == 1, "a single well: by field"
+    assert floor(wells=(np.arange(120) < 10)) == 1, "10 images a side teach nothing: by field"
+
+
 def test_fidelity_of_the_same_distribution_of_one_mode_and_of_another_place(rng: np.random.Generator) -> None:
     real, alike = rng.normal(size=(300, 4)), rng.normal(size=(300, 4))
     good = fidelity(real, alike)

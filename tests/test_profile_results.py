@@ -120,7 +120,7 @@ def test_a_good_method_agrees_with_real_profiles_and_controls_do_not() -> None:
     assert good.agreements["large"].n == 4 and good.agreements["large"].n_real == 8
     for name in ("large", "bright"):
         assert good.distances[name].value < poor.distances[name].value, name
-    assert good.recognised["moa"] == {"growth": 1.0, "bundling": 1.0}
+    assert min(good.recognised["moa"][name] for name in ("growth", "bundling")) > 0.8
     assert poor.recognised["moa"]["growth"] + poor.recognised["moa"]["bundling"] == 1, "one answer for all"
     assert good.mechanisms is not None and good.mechanisms.nsc == (1.0, 4)
     assert np.isnan(good.mechanisms.nscb[0]) and good.mechanisms.nscb[1] == 0, "all are in both batches"

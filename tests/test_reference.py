@@ -26,7 +26,16 @@ from morphoray.pipelines.features import FeatureTable
 from morphoray.pipelines.image_parts import ImageRow, read_images_part
 from morphoray.pipelines.layout import resolve
 from morphoray.pipelines.method_images import read_method, run_of
-from morphoray.pipelines.reference import Reference, by_batches, finite, limits, mixed, real_rows
+from morphoray.pipelines.reference import (
+    Place,
+    Reference,
+    by_batches,
+    finite,
+    limits,
+    mixed,
+    places_of,
+    real_rows,
+)
 from morphoray.pipelines.shown import um_per_pixel
 from morphoray.sections import build
 from morphoray.storage import Storage
@@ -191,8 +200,8 @@ def reference(tmp_path: Path, **evaluation: Any) -> Reference:
     tables |= {f"codec/{batches}": tables[f"real/{batches}"] for batches in (SEEN, HELD_OUT)}
     shared = [Perturbation(name, "compound", is_control=name == "dmso") for name in ("dmso", "new", "taxol")]
     config = config_of(tmp_path, **evaluation)
-    fields = {owner: owner for table in tables.values() for owner in table.owners}
-    return Reference(config, tables, ["conditional", "impa"], shared, ["dmso"], {"new"}, fields)
+    places = {owner: Place(owner, owner[:1]) for table in tables.values() for owner in table.owners}
+    return Reference(config, tables, ["conditional", "impa"], shared, ["dmso"], {"new"}, places)
 
 
 def test_each_group_has_its_own_reference_and_baselines(tmp_path: Path) -> None:
@@ -202,6 +211,8 @@ def test_each_group_has_its_own_reference_and_baselines(tmp_path: Path) -> None:
     assert taxol.control is not None and taxol.control[:, 0].tolist() == [0] * 4
     assert taxol.other is not None and taxol.other[0, 0] == 2
     assert taxol.trained is None and taxol.padded is None
+    assert taxol.groups is not None and sorted(set(taxol.groups)) == [f"i{number}" for number in range(4, 10)]
+    assert taxol.wells is not None and set(taxol.wells) == {"i"}
     assert taxol.generated["impa"].shape == (0, 2) and taxol.n == 0  # no image of that method could be read
     held_out = {each.perturbation_id: each for each in reference(tmp_path).cohorts(HELD_OUT)}
     assert held_out["taxol"].real[0, 0] == 3
@@ -212,6 +223,16 @@ def test_each_group_has_its_own_reference_and_baselines(tmp_path: Path) -> None:
         each.perturbation_id: each.padded for each in reference(tmp_path, protocol="paper").cohorts(SEEN)
     }
     assert padded["taxol"] is not None and padded["taxol"][:, 0].tolist() == [1] * 6 + [7] * 2
+
+
+def test_crops_of_one_field_and_fields_of_one_well_are_told_from_others() -> None:
+    table = sites(("a", "taxol", TRAIN, 2), ("b", "taxol", TRAIN, 2))
+    table = table.set_column(table.schema.get_field_index("site"), "site", pa.array(["1", "2", "1", "1"]))
+    found = list(places_of(table).values())
+    assert [each.well for each in found] == ["a/p/w", "a/p/w", "b/p/w", "b/p/w"]
+    assert [each.field for each in found] == ["a/p/w/1", "a/p/w/2", "b/p/w/1", "b/p/w/1"]
+    bare = table.set_column(table.schema.get_field_index("well"), "well", pa.array([""] * 4))
+    assert places_of(bare) == {name: Place(name, name) for name in table["site_id"].to_pylist()}
 
 
 def test_what_keeps_n_low_is_told(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def _null(sets: Mapping[str, Sets], n: int, repeats: int) -> dict[str, Floats]:
             pooled = pooled[generator.permutation(len(pooled))]
             split[name] = Sets(pooled[n:], pooled[:n], each.trained, each.other_batch)
             claimed[name] = {"null": split[name].fresh}
-        found = _measured(split, claimed, n, 1, repeat)
+        found = _measured(split, claimed, n, DRAWS, repeat)
         for metric in next(iter(found.values())):
             values.setdefault(metric, []).append([found[name][metric]["null"] for name in sets])
     return {metric: np.array(each) for metric, each in values.items()}

@@ -12,12 +12,15 @@ from morphoray.errors import DataError
 
 Features = npt.NDArray[np.floating]
 
+CLIP = 10.0  # deviations, at which a standardised feature is set
+
 
 @dataclass(frozen=True)
 class Classifier:
     """Logistic regression on standardised features: class k scores (x − mean) / deviation · weights + bias.
 
-    names: the K classes, sorted. mean, deviation: (d,). weights: (d, K), bias: (K,).
+    names: the K classes, sorted. mean, deviation: (d,). weights: (d, K), bias: (K,). Standardised features
+    beyond ±CLIP are set there, so that no single one decides.
     """
 
     names: tuple[str, ...]
@@ -28,7 +31,7 @@ class Classifier:
 
     def __call__(self, features: Features) -> list[str]:
         """The most likely class of each row of features (N, d)."""
-        scores = (features - self.mean) / self.deviation @ self.weights + self.bias
+        scores = _standardised(features, self.mean, self.deviation) @ self.weights + self.bias
         return [self.names[index] for index in scores.argmax(axis=1)]
 
     def recall(self, sets: Mapping[str, Features]) -> dict[str, float]:
@@ -45,8 +48,9 @@ class Classifier:
 def fit_classifier(sets: Mapping[str, Features], penalty: float = 0.01) -> Classifier:
     """Fit to features (N, d) of each class; every class weighs the same, however many images it has.
 
-    Minimises the mean cross-entropy + penalty / 2 · |weights|², which is convex: no seed, one result. Raises
-    DataError for fewer than two classes, or an empty one.
+    Minimises the sum over classes of their mean cross-entropy + penalty · |weights|²: convex, so no seed and
+    one result. (With the mean over classes a penalty would weigh the more, the more classes there are.)
+    Raises DataError for fewer than two classes, or an empty one.
     """
     names = tuple(sorted(sets))
     empty = [name for name in names if not len(sets[name])]
@@ -57,10 +61,14 @@ def fit_classifier(sets: Mapping[str, Features], penalty: float = 0.01) -> Class
     rows = np.concatenate([np.asarray(sets[name], np.float64) for name in names])
     counts = [len(sets[name]) for name in names]
     labels = np.repeat(np.arange(len(names)), counts)
-    share = np.repeat([1 / (len(names) * count) for count in counts], counts)
+    share = np.repeat([1 / count for count in counts], counts)
     mean, deviation = rows.mean(0), rows.std(0) + 1e-6
-    rows = (rows - mean) / deviation
+    rows = _standardised(rows, mean, deviation)
     return Classifier(names, mean, deviation, *_solve(rows, labels, share, len(names), penalty))
+
+
+def _standardised(features: Features, mean: Features, deviation: Features) -> Features:
+    return np.asarray(np.clip((features - mean) / deviation, -CLIP, CLIP))
 
 
 def _solve(
@@ -74,8 +82,8 @@ def _solve(
         residual = np.exp(logs)
         residual[each, labels] -= 1
         residual *= share[:, None]
-        value = -(share * logs[each, labels]).sum() + penalty / 2 * (weights**2).sum()
-        gradient = rows.T @ residual + penalty * weights
+        value = -(share * logs[each, labels]).sum() + penalty * (weights**2).sum()
+        gradient = rows.T @ residual + 2 * penalty * weights
         return float(value), np.concatenate([gradient.ravel(), residual.sum(0)])
 
     found = minimize(loss, np.zeros(width * classes + classes), jac=True, method="L-BFGS-B").x

@@ -18,6 +18,7 @@ from morphoray.evaluation.distances import (
     draw,
     frechet,
     frechet_at_infinity,
+    half_size,
     halves,
     kid_full,
     largest_n,
@@ -66,7 +67,7 @@ class Cohort:
     perturbation that training saw, when the reference is other ones. padded: real images and flipped or
     turned copies of them, as many as the paper's protocol wants. Empty sets are left out of every result.
     groups, trained_groups: (N,) the field that each real and trained image was cut out of; None: all of
-    different ones.
+    different ones. wells: (N,) the well that each real image was taken of; None: unknown.
     """
 
     perturbation_id: str
@@ -79,6 +80,7 @@ class Cohort:
     padded: Features | None = None
     groups: Groups | None = None
     trained_groups: Groups | None = None
+    wells: Groups | None = None
 
     @property
     def fields(self) -> Groups:
@@ -251,14 +253,15 @@ def _recognised(cohorts: Sequence[Cohort], sampling: Sampling) -> dict[str, dict
     """By perturbation and method the share of N images that a classifier takes for that perturbation.
 
     One half of the real images of all perturbations teaches it; FLOOR is the other half, CODEC the codec's
-    of these. Nothing of a perturbation below N = LEAST_FIDELITY, or of a single one.
+    of these. The halves share no well where each then has LEAST_FIDELITY images, else no field. Nothing of a
+    perturbation below N = LEAST_FIDELITY, or of a single one.
     """
     able = [each for each in cohorts if min(each.n, sampling.n) >= LEAST_FIDELITY]
     if len(able) < 2:
         return {}
     taught = {}
     for each in able:
-        reference = halves(each.fields, _half_generator(each, sampling))[1]
+        reference = _taught_apart(each, sampling)[1]
         most = min(each.n, sampling.n, max(TAUGHT // len(able), 1))
         taught[each.perturbation_id] = each.real[reference[:most]]
     classifier = fit_classifier(taught)
@@ -273,8 +276,9 @@ def _shares(classifier: Classifier, cohort: Cohort, sampling: Sampling, taught: 
 
     Real images of other perturbations are left out: half of them taught it that they are others'.
     """
-    n, generator = min(cohort.n, sampling.n), _half_generator(cohort, sampling)
-    ours = halves(cohort.fields, generator)[0][:n]
+    n = min(cohort.n, sampling.n)
+    ours = _taught_apart(cohort, sampling)[0][:n]
+    generator = numpy_generator("recognised", sampling.seed, cohort.perturbation_id)
     sets = {
         method: draw(values, n, generator)
         for method, values in cohort.sets(n).items()
@@ -290,8 +294,12 @@ def _shares(classifier: Classifier, cohort: Cohort, sampling: Sampling, taught: 
     }
 
 
-def _half_generator(cohort: Cohort, sampling: Sampling) -> np.random.Generator:
-    return numpy_generator("recognised", sampling.seed, cohort.perturbation_id)
+def _taught_apart(cohort: Cohort, sampling: Sampling) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Rows of two halves of the real images: what is recognised, and what teaches."""
+    groups = cohort.fields
+    if cohort.wells is not None and half_size(cohort.wells) >= LEAST_FIDELITY:
+        groups = cohort.wells
+    return halves(groups, numpy_generator("taught", sampling.seed, cohort.perturbation_id))
 
 
 def _drawn(features: Features, n: int, sampling: Sampling, key: str) -> Features:

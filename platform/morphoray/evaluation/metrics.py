@@ -70,8 +70,8 @@ METRICS: dict[str, Metric] = {
         "Recognised",
         "higher",
         "The share of images that a linear classifier, taught on real ones of every perturbation, takes for "
-        "the right one; other real images, of other fields of the same wells and plates, show how far this "
-        "can go, what a well or plate has in common included. Blind to little diversity.",
+        "the right one; other real images, of other wells where there are several, else other fields, show "
+        "how far this can go, what a plate has in common included. Blind to little diversity.",
     ),
     "precision": Metric(
         "Precision",

@@ -47,11 +47,11 @@ from morphoray.pipelines.reference import (
     REAL,
     TRAINING,
     Reference,
-    fields_of,
     finite,
     limits,
     mixed,
     origin_of,
+    places_of,
     real_rows,
 )
 from morphoray.pipelines.shown import ShownImages, losses, run_facts, unseen_perturbations
@@ -242,7 +242,7 @@ def _measure(
     notes += [*told, *mixed(config, sites)]
     models = [method.name for method in compared.methods]
     reference = Reference(
-        config, tables, models, compared.shared, compared.controls, compared.unseen, fields_of(sites)
+        config, tables, models, compared.shared, compared.controls, compared.unseen, places_of(sites)
     )
     columns = extractor.columns() if isinstance(extractor, ChannelExtractor) else {}
     sampling = Sampling(

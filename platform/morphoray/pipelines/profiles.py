@@ -23,7 +23,7 @@ from morphoray.pipelines.encode import read_plan
 from morphoray.pipelines.image_parts import ImageParts, ImageRow, images_of, measured_part, owner_of
 from morphoray.pipelines.layout import dataset_of, mapping_of, storage_from
 from morphoray.pipelines.method_images import MethodImages, at_most
-from morphoray.pipelines.reference import REAL, drawn_rows, evaluated_sites, fields_of
+from morphoray.pipelines.reference import REAL, drawn_rows, evaluated_sites, places_of
 from morphoray.pipelines.stream import Item
 from morphoray.seeds import fingerprint
 from morphoray.storage import join
@@ -182,8 +182,8 @@ def _described(
     names = table["perturbation_id"].to_pylist()
     treatments = [perturbations[name] for name in names]
     columns = ["site_id", "experiment", "well"]
-    places = {row["site_id"]: row for row in sites.select(columns).to_pylist()}
-    fields = fields_of(sites)
+    rows = {row["site_id"]: row for row in sites.select(columns).to_pylist()}
+    places = places_of(sites)
     plates = dict(zip(sites["site_id"].to_pylist(), _groups(sites, "plate").to_pylist(), strict=True))
     homes = [owner_of(item) if source == REAL else None for source, item in zip(origin, items, strict=True)]
     head = {
@@ -196,11 +196,11 @@ def _described(
         "Metadata_concentration_um": [item.concentration_um for item in treatments],
         "Metadata_moa": [item.moa for item in treatments],
         "Metadata_is_control": [item.is_control for item in treatments],
-        "Metadata_experiment": [home and places[home]["experiment"] for home in homes],
-        "Metadata_batch": [home and places[home]["experiment"] for home in homes],
+        "Metadata_experiment": [home and rows[home]["experiment"] for home in homes],
+        "Metadata_batch": [home and rows[home]["experiment"] for home in homes],
         "Metadata_plate": [home and plates[home] for home in homes],
-        "Metadata_well": [home and places[home]["well"] for home in homes],
-        "Metadata_field": [home and fields[home] for home in homes],
+        "Metadata_well": [home and rows[home]["well"] for home in homes],
+        "Metadata_field": [home and places[home].field for home in homes],
         "Metadata_cell_count": table["cell_count"].to_pylist(),
         "Metadata_nucleus_count": table["nucleus_count"].to_pylist(),
     }

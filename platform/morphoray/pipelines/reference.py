@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -119,14 +120,22 @@ def _padding(config: RunConfig, rows: Sequence[ImageRow], origin: str) -> list[I
     return made
 
 
-def fields_of(sites: pa.Table) -> dict[str, str]:
-    """By site_id the field of view that a site shows, which sites that are crops of one field share.
+class Place(NamedTuple):
+    """What a site shows: a field of view, which sites that are crops of one field share, and its well."""
 
-    Told by experiment, plate, well and site; a site without a well is a field of its own.
+    field: str
+    well: str
+
+
+def places_of(sites: pa.Table) -> dict[str, Place]:
+    """By site_id what it shows: told by experiment, plate, well and site.
+
+    A site without a well is a field, and a well, of its own.
     """
     columns = sites.select(["site_id", "experiment", "plate", "well", "site"]).to_pydict()
     return {
-        name: "/".join(place) if place[2] else name for name, *place in zip(*columns.values(), strict=True)
+        name: Place("/".join(place), "/".join(place[:3])) if place[2] else Place(name, name)
+        for name, *place in zip(*columns.values(), strict=True)
     }
 
 
@@ -158,7 +167,7 @@ class Reference:
     """What the cohorts of every group of batches are made of.
 
     tables: features by origin. shared: the perturbations that every method has; controls: the data's. unseen:
-    ids that were held out of training. fields: `fields_of` the data's sites.
+    ids that were held out of training. places: `places_of` the data's sites.
     """
 
     config: RunConfig
@@ -167,7 +176,7 @@ class Reference:
     shared: Sequence[Perturbation]
     controls: Sequence[str]
     unseen: set[str]
-    fields: Mapping[str, str]
+    places: Mapping[str, Place]
 
     def cohorts(self, batches: str) -> list[Cohort]:
         """The features of every perturbation with real images in that group, and of its baselines."""
@@ -192,13 +201,14 @@ class Reference:
             other=self._another(real, name, experiments),
             trained=trained.features if trained else None,
             padded=self._padded(batches, name, real),
-            groups=self._groups(mine),
-            trained_groups=self._groups(trained) if trained else None,
+            groups=self._fields(mine),
+            trained_groups=self._fields(trained) if trained else None,
+            wells=np.array([self.places[owner].well for owner in mine.owners], object),
         )
 
-    def _groups(self, table: FeatureTable) -> np.ndarray:
+    def _fields(self, table: FeatureTable) -> np.ndarray:
         """The field that each real image was cut out of."""
-        return np.array([self.fields[owner] for owner in table.owners], object)
+        return np.array([self.places[owner].field for owner in table.owners], object)
 
     def _of(self, origin: str, name: str, real: FeatureTable) -> np.ndarray:
         """An origin's features of a perturbation; (0, width) where it has none."""

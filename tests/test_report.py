@@ -141,6 +141,12 @@ def test_hostile_names_stay_text(html: str, data: ReportData) -> None:
     assert "<script" not in markdown(data) and "\n| &lt;script" in markdown(data)
 
 
+def test_a_molecule_is_no_link_in_markdown(data: ReportData) -> None:
+    named = dataclasses.replace(data.perturbations[0], perturbation_id="C[N+](C)C/C=C\\C*")
+    text = markdown(dataclasses.replace(data, perturbations=[named, *data.perturbations[1:]]))
+    assert "\n| C\\[N+\\](C)C/C=C\\\\C\\* |" in text
+
+
 def test_pictures_are_the_images_given(html: str, data: ReportData) -> None:
     found = [decode_png(base64.b64decode(part)) for part in re.findall(r'base64,([^"]+)"', html)]
     assert len(found) == 4 * (8 + 8 + 3 + 8)
@@ -418,7 +424,7 @@ def test_models_are_compared_pair_by_pair_and_as_the_paper_does(data: ReportData
     assert first.paper.p == pytest.approx(0.0062, abs=1e-4)
     text = markdown(compared)
     assert "| Fréchet distance | Unconditional model | −9.67 | – | 3 of 3 mechanisms |" in text
-    assert "| 0.0062 * (n = 3) |" in text
+    assert "| 0.0062 \\* (n = 3) |" in text
 
 
 def test_any_number_of_methods_and_baselines_make_a_report(data: ReportData, tmp_path: Path) -> None:

@@ -190,12 +190,17 @@ def test_recognition_is_said_as_the_table_has_it() -> None:
 
 
 def test_likely_copies_are_said() -> None:
-    def told(share: float) -> str:
-        metrics = {"nearest_training_share": {"conditional": share}}
-        return " ".join(summary(report([result("c", models(0, 10), metrics=metrics)])).notes)
+    def told(*shares: float) -> str:
+        found = [
+            result(f"c{n}", models(0, 10), metrics={"nearest_training_share": {"conditional": share}})
+            for n, share in enumerate(shares)
+        ]
+        return " ".join(summary(report(found)).notes)
 
-    assert "20 % of the conditional model's images are likely copies of training images" in told(0.2)
+    images = "of the conditional model's images are likely copies of training images"
+    assert f"20 % {images} (30 % of those of c1)" in told(0.1, 0.3)
     assert "copies" not in told(0.02)
+    assert f"3 % {images} (30 % of those of c4)" in told(*[0.0] * 4, 0.3, *[0.0] * 5), "one of ten"
 
 
 def test_a_nearer_other_perturbation_is_said() -> None:

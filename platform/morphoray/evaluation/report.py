@@ -1,6 +1,7 @@
 """Write a report: report.html, report.md, montage.png, and the numbers as metrics.csv and metrics.parquet."""
 
 import io
+import re
 from collections.abc import Sequence
 from html import escape
 
@@ -70,8 +71,8 @@ def markdown(data: ReportData) -> str:
         texts = [comparison_cells(data, row) for row in compared]
         parts += ["## Is the difference real?", _cell(COMPARED), _table(COMPARISON_HEAD, texts)]
     if paper := paper_rows(data):
-        bold = [[_bold(value) for value in row] for row in paper]
-        parts += ["## In the paper's form", _cell(PAPER_NOTE), _table(PAPER_HEAD, bold)]
+        lines = _lines([*map(_cell, PAPER_HEAD)], [[*map(_bold, row)] for row in paper])
+        parts += ["## In the paper's form", _cell(PAPER_NOTE), lines]
     if trust := [*map(_cell, trust_sentences(data))]:
         parts += ["## Where can the model be trusted?", *trust, _table(TRUST_HEAD, trust_rows(data))]
     parts += profile_markdown(data, _table, _cell)
@@ -134,15 +135,18 @@ def _each(data: ReportData) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines)
+    return _lines([*map(_cell, head)], [[*map(_cell, row)] for row in rows])
+
+
+def _lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of cells that are Markdown already."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
 
 
 def _bold(value: PaperValue) -> str:
-    text = value.text.replace("*", "\\*")
-    return f"**{text}**" if value.bold else text
+    return f"**{_cell(value.text)}**" if value.bold else _cell(value.text)
 
 
 def _cell(text: str) -> str:
-    """Text that Markdown shows as it is: no HTML, no column breaks, one line."""
-    return " ".join(escape(text, quote=False).replace("|", "\\|").replace("`", "\\`").split())
+    """Text that Markdown shows as it is: no HTML, no links (C[N+](C)C is a molecule), no column breaks."""
+    return " ".join(re.sub(r"([\\|`*\[\]])", r"\\\1", escape(text, quote=False)).split())

@@ -181,6 +181,8 @@ def test_recognition_is_said_as_the_table_has_it() -> None:
         "A linear classifier taught on real images takes 62 % of the conditional model's images for the "
         "right perturbation (the unconditional model's 20 %, other real images 80 %, chance 25 %)."
     )
+    new = summary(report([dataclasses.replace(results[0], unseen=True), *results[1:]])).notes
+    assert any("62 % of the conditional model's images, 50 % of those of unseen pert" in each for each in new)
     alone = summary(report(results[-1:]))
     assert alone.lead[0].startswith("No verdict") and not alone.verdicts and ONE_RUN not in alone.notes
     both = [dataclasses.replace(each, batches=name) for name in ("seen", "held_out") for each in results]

@@ -203,9 +203,11 @@ def _recognised(data: ReportData) -> list[str]:
         "chance": 1 / candidates(data, RECOGNISED),
     }
     told = ", ".join(f"{name} {percent(value)}" for name, value in beside.items() if value is not None)
+    seen, unseen = (mean(measured(data, RECOGNISED, first, Cell(unseen=each))) for each in (False, True))
+    new = "" if seen is None or unseen is None else f", {percent(unseen)} of those of unseen perturbations,"
     return [
-        f"a linear classifier taught on real images takes {percent(share)} of {_whose(data, first)} images "
-        f"for the right perturbation ({told})."
+        f"a linear classifier taught on real images takes {percent(share)} of {_whose(data, first)} images"
+        f"{new} for the right perturbation ({told})."
     ]
 
 

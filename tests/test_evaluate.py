@@ -93,7 +93,7 @@ def test_a_run_and_a_foreign_folder_are_measured_once_in_each_group_of_batches(
     assert "not an image" in reasons["broken.png"]
     assert any("expected (3, 16, 16) as most have" in row["reason"] for row in quarantine)
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert "impa: 1 perturbations that the data don&#x27;t have: unheard-of" in page
+    assert "impa: the data have no such perturbations: unheard-of" in page
     assert "impa: 1 files are left out" in page and "taxol/notes.txt" in page
     assert "for want of real images" in page and "In the paper&#x27;s form" in page
     features = {path: path.stat().st_mtime_ns for path in (out / "features").rglob("*.parquet")}
@@ -101,6 +101,30 @@ def test_a_run_and_a_foreign_folder_are_measured_once_in_each_group_of_batches(
     run_evaluate(run_of(values))
     assert features == {path: path.stat().st_mtime_ns for path in (out / "features").rglob("*.parquet")}
     assert "features  " not in capsys.readouterr().out
+
+
+def test_folders_made_elsewhere_are_compared_without_a_model_of_ones_own(
+    ray_cluster: None, tmp_path: Path, codec_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = make_images(tmp_path / "images", count=32)
+    for method, names in {"impa": ("DMSO", "taxol"), "phendiff": ("dmso", "taxxol")}.items():
+        for name in names:
+            foreign(tmp_path / method, name, 6)
+    values: dict[str, Any] = settings(tmp_path / "run", images, codec_folder, max_steps=1, sample_every=None)
+    methods = {name: {"images": str(tmp_path / name)} for name in ("impa", "phendiff")}
+    values["evaluation"] |= {"n": 4, "repeats": 2, "own_model": False, "methods": methods}
+    report = run_evaluate(run_of(values))
+    told = capsys.readouterr().out
+    assert "evaluate: phendiff: the data have no such perturbations: taxxol (taxol?)." in told
+    assert "evaluate: taxol is left out: no images of phendiff." in told
+    assert not (tmp_path / "run" / "bundle").exists() and not (tmp_path / "run" / "images").exists()
+    table = Storage().read_table(str(tmp_path / "run" / "evaluation" / "metrics.parquet")).to_pylist()
+    methods_found = {row["method"] for row in table if row["metric"] == "frechet"}
+    assert {"impa", "phendiff", "floor"} <= methods_found and not {"conditional", "codec"} & methods_found
+    page = Path(report).read_text(encoding="utf-8")
+    assert "taxol (no images of phendiff)" in page
+    with pytest.raises(ConfigError, match=r"without own_model expected methods, such as \{impa"):
+        run_of(values, "evaluation.methods={}")
 
 
 def test_a_driver_keeps_the_features_once(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from morphoray import schema
 from morphoray.config import RunConfig
 from morphoray.datasets.splits import HELD_OUT_BATCH, HELD_OUT_BOTH, HELD_OUT_PERTURBATION, TRAIN
 from morphoray.errors import ConfigError, DataError
+from morphoray.evaluation.distances import half_size
 from morphoray.evaluation.measures import Cohort, Sampling, measure
 from morphoray.evaluation.novelty import COSINE, TANIMOTO, novelties
 from morphoray.evaluation.results import HELD_OUT, SEEN
@@ -102,6 +103,24 @@ def test_batches_are_told_apart_by_what_training_saw(tmp_path: Path) -> None:
         ("real/held_out", "taxol"): 8,
         ("real/held_out", "new"): 5,
     }
+
+
+def test_uneven_fields_draw_more_images_until_either_half_has_enough(tmp_path: Path) -> None:
+    """20 images of one field and 30 of fields of their own."""
+    table = sites(("a", "taxol", TRAIN, 50))
+    numbers = pa.array(["0"] * 20 + [str(number) for number in range(1, 31)])
+    table = table.set_column(table.schema.get_field_index("site"), "site", numbers)
+
+    def half(n: int) -> tuple[int, int]:
+        rows = real_rows(config_of(tmp_path), table, ["taxol"], 20, n)
+        places = places_of(table)
+        return len(rows), half_size(np.array([places[row.item].field for row in rows]))
+
+    drawn, enough = half(0)
+    assert drawn == 20 and enough < 10
+    drawn, enough = half(10)
+    assert 20 < drawn < 50 and enough >= 10
+    assert half(16)[0] == half(100)[0] == 50, "all that there are"
 
 
 @pytest.mark.parametrize(

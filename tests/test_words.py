@@ -203,6 +203,35 @@ def test_likely_copies_are_said() -> None:
     assert f"20 % {images} (30 % of those of c1)" in told(0.1, 0.3)
     assert "copies" not in told(0.02)
     assert f"3 % {images} (30 % of those of c4)" in told(*[0.0] * 4, 0.3, *[0.0] * 5), "one of ten"
+    rival = {"nearest_training_share": {"conditional": 0.01, "unconditional": 0.9}}
+    (text,) = [
+        each
+        for each in summary(report([result("c", models(0, 10), metrics=rival)])).notes
+        if "copies" in each
+    ]
+    assert text.startswith("90 % of the unconditional model's images are likely copies")
+
+
+def test_one_verdict_on_many_rivals_is_one_sentence() -> None:
+    names = ("conditional", "impa", "phendiff", "near")
+    results = [
+        result(
+            f"c{n}",
+            {"conditional": 20.0 + n, "impa": 40.0 + n * n, "phendiff": 50.0 + 2 * n, "near": 10.0 + 1.5 * n},
+            kid={
+                "conditional": 0.1,
+                "impa": 0.2 + n / 100,
+                "phendiff": 0.3 + n / 200,
+                "near": 0.05 + n / 300,
+            },
+        )
+        for n in range(8)
+    ]
+    lead = summary(report(results, models=names)).lead
+    assert [each.partition(": ")[2] for each in lead] == [
+        "the conditional model's images lie closer to the real ones than any of impa's and phendiff's.",
+        "the conditional model's images lie further from the real ones than near's.",
+    ]
 
 
 def test_a_nearer_other_perturbation_is_said() -> None:
@@ -224,7 +253,8 @@ def test_a_nearer_other_perturbation_is_said() -> None:
         and nearer.figures[-1] == "closer on 0 of 6 perturbations"
     )
     apart = told(30, 0.01)
-    assert apart.words == "distances disagree" and apart.figures[-1] == "closer on 6 and 0 of 6 perturbations"
+    assert apart.words == "distances disagree"
+    assert apart.figures[-1] == "closer on 6 (Fréchet) and 0 (kernel) of 6 perturbations"
     assert told(30, 0.03).words == "closer"
 
 

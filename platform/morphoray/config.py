@@ -256,7 +256,8 @@ class EvaluationConfig(Section):
     extractor: str = "inception"  # downloads its weights; efficientnet_lite0 comes with morphoray[eval]
     n: int = Field(500, ge=2)  # most images a set; every distance uses the same N on both sides
     experiments: tuple[str, ...] | None = None  # the real images'; None: all, seen and held-out ones apart
-    methods: dict[str, MethodConfig] = Field({})  # compared with this run's own model, which is `conditional`
+    own_model: bool = True  # this run's, `conditional`, comes first; false: methods alone, nothing is trained
+    methods: dict[str, MethodConfig] = Field({})  # compared with this run's own model, or the first of them
     repeats: int = Field(10, ge=1)  # random draws that a Fréchet distance is the mean of
     kid_subset_size: int = Field(100, ge=2)  # images a side of a kernel distance's subset, at most N − 1
     kid_subsets: int = Field(100, ge=1)  # random subsets that a kernel distance is the mean of
@@ -274,6 +275,12 @@ class EvaluationConfig(Section):
     def _cells_are_found(self) -> "EvaluationConfig":
         if (self.profiles or self.cells) and self.segmentation is None:
             raise ValueError("profiles and cells need segmentation: which channels, and a nucleus's diameter")
+        return self
+
+    @model_validator(mode="after")
+    def _something_is_measured(self) -> "EvaluationConfig":
+        if not self.own_model and not self.methods:
+            raise ValueError("without own_model expected methods, such as {impa: {images: FOLDER}}")
         return self
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from morphoray.errors import DataError
+from morphoray.seeds import numpy_generator
 
 Features = npt.NDArray[np.floating]
 Groups = npt.NDArray[Any]  # (N,) what each image was cut out of: a field, whose images are alike
@@ -175,7 +176,8 @@ def compare(
     None: each image is of a field of its own). From B are measured: A itself (key
     'floor'), n random images of each generated set (its own key), and, when given, the reconstructions of A
     (key 'codec'; row i of `reconstructed` is the codec's output for row i of `real`). Measured against A
-    instead, the codec would profit from being compared with the very images it saw.
+    instead, the codec would profit from being compared with the very images it saw. A set's draws are its
+    own: another set beside it changes no value.
 
     Raises DataError when n (default: the largest possible) exceeds half the real or all the generated images.
     """
@@ -191,6 +193,8 @@ def compare(
         )
     if reconstructed is not None and len(reconstructed) != len(real):
         raise DataError(f"found {len(reconstructed)} reconstructions, expected one a real image: {len(real)}")
+    seed = int(generator.integers(2**63))
+    draws = {name: numpy_generator("compare", seed, name) for name in generated}
     values: dict[str, list[float]] = {}
     for _ in range(repeats):
         first, second = halves(groups, generator)
@@ -198,7 +202,7 @@ def compare(
         sets = {FLOOR: real[ours]}
         if reconstructed is not None:
             sets[CODEC] = reconstructed[ours]
-        sets |= {name: draw(features, n, generator) for name, features in generated.items()}
+        sets |= {name: draw(features, n, draws[name]) for name, features in generated.items()}
         for name, features in sets.items():
             values.setdefault(name, []).append(metric(features, reference).value)
     return {name: _mean(found, n) for name, found in values.items()}

@@ -161,12 +161,14 @@ def measure_one(cohort: Cohort, n: int, sampling: Sampling) -> Distances:
         first = {name: values[: sampling.n] for name, values in cohort.generated.items()}
         found[FRECHET_PAPER] = {name: frechet(values, cohort.padded) for name, values in first.items()}
         found[KID_PAPER] = {name: kid_full(values, cohort.padded) for name, values in first.items()}
-    generator = numpy_generator("fidelity", seed, cohort.perturbation_id)
-    ours, reference = (cohort.real[rows[:n]] for rows in halves(cohort.fields, generator))
-    drawn = {name: draw(values, n, generator) for name, values in sets.items()} | {FLOOR: ours}
+    sides = halves(cohort.fields, _generator("fidelity", cohort, sampling))
+    ours, reference = (cohort.real[rows[:n]] for rows in sides)
+    drawn = {
+        name: draw(values, n, _generator("fidelity", cohort, sampling, name)) for name, values in sets.items()
+    } | {FLOOR: ours}
     if n >= LEAST_AT_INFINITY:
         found["frechet_infinity"] = {
-            name: frechet_at_infinity(drawn[name], reference, generator)
+            name: frechet_at_infinity(drawn[name], reference, _generator("infinity", cohort, sampling, name))
             for name in (*cohort.generated, FLOOR)
         }
     if n >= LEAST_FIDELITY:
@@ -278,9 +280,8 @@ def _shares(classifier: Classifier, cohort: Cohort, sampling: Sampling, taught: 
     """
     n = min(cohort.n, sampling.n)
     ours = _taught_apart(cohort, sampling)[0][:n]
-    generator = numpy_generator("recognised", sampling.seed, cohort.perturbation_id)
     sets = {
-        method: draw(values, n, generator)
+        method: draw(values, n, _generator("recognised", cohort, sampling, method))
         for method, values in cohort.sets(n).items()
         if method not in (CONTROL, OTHER)
     }
@@ -299,7 +300,12 @@ def _taught_apart(cohort: Cohort, sampling: Sampling) -> tuple[npt.NDArray[np.in
     groups = cohort.fields
     if cohort.wells is not None and half_size(cohort.wells) >= LEAST_FIDELITY:
         groups = cohort.wells
-    return halves(groups, numpy_generator("taught", sampling.seed, cohort.perturbation_id))
+    return halves(groups, _generator("taught", cohort, sampling))
+
+
+def _generator(purpose: str, cohort: Cohort, sampling: Sampling, method: str = "") -> np.random.Generator:
+    """Of its own for every method, so that another one beside it changes no draw."""
+    return numpy_generator(purpose, sampling.seed, cohort.perturbation_id, method)
 
 
 def _drawn(features: Features, n: int, sampling: Sampling, key: str) -> Features:

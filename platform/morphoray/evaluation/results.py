@@ -85,14 +85,14 @@ __all__ = [
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What the run cost, and what more would bring.
+    """What the run cost, and what more would bring. steps and images_seen are None where none was trained.
 
     machine_gflops: measured GFLOP/s. outlook: a sentence or two. details: further facts by name, as they
     should be printed (preset, sampler, dataset, …).
     """
 
-    steps: int
-    images_seen: int
+    steps: int | None = None
+    images_seen: int | None = None
     seconds: float | None = None  # wall time; None: not measured
     machine_gflops: float | None = None
     outlook: str = ""
@@ -101,7 +101,8 @@ class RunFacts:
     @property
     def shown(self) -> dict[str, str]:
         """What is known of the cost, by name, as print shows it."""
-        shown = {"Training steps": f"{self.steps:,}", "Images seen": f"{self.images_seen:,}"}
+        counts = {"Training steps": self.steps, "Images seen": self.images_seen}
+        shown = {name: f"{count:,}" for name, count in counts.items() if count is not None}
         if self.seconds is not None:
             shown["Time"] = duration(self.seconds)
         if self.machine_gflops is not None:

@@ -48,7 +48,7 @@ VERDICTS: dict[Verdict, tuple[str, str]] = {  # as a table's cell says it, and a
     "unclear": ("no clear difference", "there is no clear difference between {ours} and {theirs}"),
     "few": (
         "too few to tell",
-        f"too few {{groups}} for a verdict on {{ours}} against {{theirs}}, which takes {LEAST_PAIRS}",
+        f"too few {{groups}} for a verdict on {{ours}} against {{theirs}}: it takes {LEAST_PAIRS}",
     ),
 }
 ONE_RUN = "Verdicts are on the models at hand, one training run each: another run may give another."
@@ -102,7 +102,7 @@ def summary(data: ReportData) -> Summary:
     ours = f"{_whose(data, data.models[0])} images"
     nothing = f"No verdict: no treatment was measured of which there are {ours} and a rival's."
     return Summary(
-        [text for rival in led for text in _lead(data, rival, grouped[rival])] or [nothing],
+        _lead(data, {rival: grouped[rival] for rival in led}) or [nothing],
         [f"{_sentence(ours)}, against", *(_sentence(_where(data, [cell])) for cell in cells)],
         verdicts,
         _notes(data, bool(grouped)),
@@ -114,23 +114,30 @@ def _judgement(rows: Sequence[Comparison]) -> Judgement:
     told = [
         f"{SHORT[row.metric]} {figure(row.paired.first)} against {figure(row.paired.second)}" for row in rows
     ]
-    closer = " and ".join(dict.fromkeys(str(row.paired.first_smaller) for row in rows))
+    counts = {SHORT[row.metric]: row.paired.first_smaller for row in rows}
+    closer = " and ".join(f"{count} ({name})" for name, count in counts.items())
     row = rows[0]
+    if len({*counts.values()}) == 1:
+        closer = str(row.paired.first_smaller)
     counted = row.counted
     if row.paired.n != row.treatments:
         counted += f" ({row.treatments} perturbations)"
     return Judgement(verdict(rows), [*told, f"closer on {closer} of {counted}"])
 
 
-def _lead(data: ReportData, rival: str, found: Mapping[Cell, Sequence[Comparison]]) -> list[str]:
-    """A sentence for each verdict on the rival, with the cells where it was reached."""
-    ours, theirs = f"{_whose(data, data.models[0])} images", _whose(data, rival)
-    reached: dict[Verdict, list[Cell]] = {}
-    for cell, rows in found.items():
-        reached.setdefault(verdict(rows), []).append(cell)
+def _lead(data: ReportData, found: Mapping[str, Mapping[Cell, Sequence[Comparison]]]) -> list[str]:
+    """A sentence for each verdict, with the cells where it was reached and the rivals that it is on."""
+    ours = f"{_whose(data, data.models[0])} images"
+    reached: dict[tuple[Verdict, tuple[Cell, ...], str], list[str]] = {}
+    for rival, by_cell in found.items():
+        verdicts = {cell: verdict(rows) for cell, rows in by_cell.items()}
+        for each in dict.fromkeys(verdicts.values()):
+            cells = tuple(cell for cell in by_cell if verdicts[cell] == each)
+            groups = _groups(by_cell[cell] for cell in cells)
+            reached.setdefault((each, cells, groups), []).append(_whose(data, rival))
     told = []
-    for each, cells in reached.items():
-        groups = _groups(found[cell] for cell in cells)
+    for (each, cells, groups), whose in reached.items():
+        theirs = whose[0] if len(whose) == 1 else f"any of {', '.join(whose[:-1])} and {whose[-1]}"
         text = VERDICTS[each][1].format(ours=ours, theirs=theirs, groups=groups)
         told.append(f"{_sentence(_where(data, cells))}: {text}.")
     return told
@@ -241,22 +248,22 @@ def _short_of(data: ReportData, metric: str) -> tuple[str, bool] | None:
 
 
 def _copies(data: ReportData) -> list[str]:
-    """A sentence where more of the first model's images are likely copies than COPIED, or COPIED_ONE."""
-    first = data.models[0]
-    found = {
-        result.perturbation_id: result.distances[SHARE][first].value
-        for result in data.perturbations
-        if first in result.distances.get(SHARE, {})
-    }
-    if not found:
-        return []
-    share, worst = float(np.mean([*found.values()])), max(found, key=found.__getitem__)
-    if share <= COPIED and found[worst] <= COPIED_ONE:
-        return []
-    return [
-        f"{percent(share)} of {_whose(data, first)} images are likely copies of training images "
-        f"({percent(found[worst])} of those of {worst}); 1 % would be as real images are."
-    ]
+    """A sentence for each model of whose images more are likely copies than COPIED, or COPIED_ONE."""
+    told = []
+    for model in data.models:
+        found = {
+            result.perturbation_id: result.distances[SHARE][model].value
+            for result in data.perturbations
+            if model in result.distances.get(SHARE, {})
+        }
+        share = float(np.mean([*found.values()])) if found else 0.0
+        worst = max(found, key=found.__getitem__, default="")
+        if share > COPIED or found.get(worst, 0.0) > COPIED_ONE:
+            told.append(
+                f"{percent(share)} of {_whose(data, model)} images are likely copies of training images "
+                f"({percent(found[worst])} of those of {worst}); 1 % would be as real images are."
+            )
+    return [*map(_sentence, told)]
 
 
 def _reference_points(data: ReportData) -> list[str]:

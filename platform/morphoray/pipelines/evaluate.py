@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from morphoray import schema
 from morphoray.config import MethodConfig, RunConfig
+from morphoray.datasets.splits import TRAIN
 from morphoray.errors import ConfigError, DataError, MissingExtraError
 from morphoray.evaluation.features import ChannelExtractor, Extractor, load_extractor
 from morphoray.evaluation.measures import Measured, Sampling, measure
@@ -55,7 +58,7 @@ from morphoray.pipelines.reference import (
     real_rows,
 )
 from morphoray.pipelines.shown import ShownImages, losses, run_facts, unseen_perturbations
-from morphoray.pipelines.sites import read_sites
+from morphoray.pipelines.sites import import_sites, read_sites
 from morphoray.seeds import fingerprint
 from morphoray.storage import Storage, absolute, join
 
@@ -70,7 +73,7 @@ def evaluate(
     title: str = "Generated and real images",
     statement: str | None = None,
 ) -> str:
-    """Measure this run's model and evaluation.methods against real images; returns the report's URI.
+    """Measure this run's model, if any, and evaluation.methods against real images; returns the report's URI.
 
     Features are kept under <out>/features, so that the same call goes on, and another metric costs no
     network; what evaluation.profiles measures under <out>/measurements. Writes metrics.parquet and .csv,
@@ -115,7 +118,7 @@ def evaluate(
             *_write_quarantine(storage, unread, parts.made_by, out),
         ],
         models=list(methods),
-        excluded=found.excluded,
+        excluded={**compared.excluded, **found.excluded},
         profiles=profiles.results if profiles else None,
     )
     return write_report(data, out, storage)
@@ -133,28 +136,30 @@ def _profiles(config: RunConfig, compared: "Compared", sites: pa.Table, out: str
 
 
 def methods_of(config: RunConfig) -> dict[str, MethodConfig]:
-    """This run's own model, then evaluation.methods. Raises ConfigError for a name that is taken."""
+    """This run's own model, if any, then evaluation.methods. Raises ConfigError for a name that is taken."""
+    methods = dict(config.evaluation.methods)
     own = MethodConfig(run=layout_of(config).of("config.yaml"))
     reserved = {CONDITIONAL, REAL, TRAINING, PADDING, *BASELINES}
     reserved |= {origin_of(kind, batches) for kind in (REAL, PADDING, CODEC) for batches in (SEEN, HELD_OUT)}
-    if taken := sorted(reserved & set(config.evaluation.methods)):
+    if taken := sorted(reserved & set(methods)):
         raise ConfigError(
             f"evaluation.methods: {', '.join(taken)}: the report has other rows of that name. Rename it."
         )
-    return {CONDITIONAL: own, **config.evaluation.methods}
+    return {CONDITIONAL: own, **methods} if config.evaluation.own_model else methods
 
 
 @dataclass(frozen=True)
 class Compared:
     """The methods' images; the data's perturbations, those that all methods have, and those never trained on.
 
-    notes: what was left out.
+    excluded: perturbations that some methods have, and which don't. notes: what else was left out.
     """
 
     methods: Sequence[MethodImages]
     perturbations: Sequence[Perturbation]
     shared: Sequence[Perturbation]
     unseen: set[str]
+    excluded: Mapping[str, str]
     notes: Sequence[str]
 
     @property
@@ -173,14 +178,33 @@ def _compared(config: RunConfig, methods: Mapping[str, MethodConfig], sites: pa.
         found.append(known)
         notes += folder_notes(config, made)
         if unknown:
-            notes.append(f"{name}: {len(unknown)} perturbations that the data don't have: {_few(unknown)}.")
-    shared = [item for item in perturbations if all(item.perturbation_id in each.counts for each in found)]
-    left = [item.perturbation_id for item in perturbations if item not in shared]
-    if left:
-        notes.append(f"{len(left)} perturbations are left out that not every method has: {_few(left)}.")
+            notes.append(f"{name}: the data have no such perturbations: {_guessed(unknown, perturbations)}.")
+    shared, excluded, absent = _shared(found, perturbations)
+    if absent:
+        notes.append(f"Perturbations of the data that no method has: {len(absent)}, {_few(absent)}.")
+    left_out = [f"{name} is left out: {reason}." for name, reason in excluded.items()]
+    for line in [*notes, *left_out[:5]]:
+        print(f"evaluate: {line}", flush=True)
     if not shared:
         raise DataError("evaluate: no perturbation has images of every method. See evaluation.methods.")
-    return Compared(found, perturbations, shared, unseen_perturbations(sites), notes)
+    return Compared(found, perturbations, shared, unseen_perturbations(sites), excluded, notes)
+
+
+def _shared(
+    methods: Sequence[MethodImages], perturbations: Sequence[Perturbation]
+) -> tuple[list[Perturbation], dict[str, str], list[str]]:
+    """Perturbations that every method has; those that some lack, and which; ids that all lack."""
+    counts = {each.name: each.counts for each in methods}
+    shared, excluded, absent = [], {}, []
+    for item in perturbations:
+        lacking = [name for name, found in counts.items() if item.perturbation_id not in found]
+        if not lacking:
+            shared.append(item)
+        elif len(lacking) < len(methods):
+            excluded[item.perturbation_id] = f"no images of {' and '.join(lacking)}"
+        else:
+            absent.append(item.perturbation_id)
+    return shared, excluded, absent
 
 
 def folder_notes(config: RunConfig, made: MethodImages) -> list[str]:
@@ -230,16 +254,17 @@ def _measure(
     settings = config.evaluation
     names = [item.perturbation_id for item in compared.shared]
     most = 2 * (settings.cells.images if settings.cells else settings.n)
-    rows = real_rows(config, sites, list(dict.fromkeys([*names, *compared.controls])), most)
+    wanted = 0 if settings.cells else settings.n
+    rows = real_rows(config, sites, list(dict.fromkeys([*names, *compared.controls])), most, wanted)
     rows += [row for method in compared.methods for row in at_most(method.rows, most)]
     tables = measure_features(parts, rows, cells)
     told = _cells_note(cells, rows, tables) if cells else []
-    for batches in (SEEN, HELD_OUT):
+    for batches in (SEEN, HELD_OUT) if settings.own_model else ():
         mine = [row for row in rows if row.origin == origin_of(REAL, batches)]
         codec = [replace(row, origin=origin_of(CODEC, batches)) for row in mine]
         tables |= measure_features(parts, codec, cells, codec_of=config)
     tables, notes = finite(tables)
-    notes += [*told, *mixed(config, sites)]
+    notes += [*told, *mixed(config, sites), *_looked_at(rows, sites, names)]
     models = [method.name for method in compared.methods]
     reference = Reference(
         config, tables, models, compared.shared, compared.controls, compared.unseen, places_of(sites)
@@ -261,6 +286,19 @@ def _measure(
         told = [*reasons[:5], *unread[:5], *(f"  {note}" for note in notes)]
         raise DataError("\n".join(["evaluate: no perturbation can be measured:", *told]))
     return Found(rows, measured, excluded, notes)
+
+
+def _looked_at(rows: Sequence[ImageRow], sites: pa.Table, names: Sequence[str]) -> list[str]:
+    """Among how many of the training images copies are looked for; nothing where none are, or all."""
+    looked = sum(row.origin == TRAINING and row.perturbation_id in names for row in rows)
+    trained = sites.filter(pc.equal(sites["split"], TRAIN))
+    there = int(pc.sum(pc.is_in(trained["perturbation_id"], pa.array(names, pa.string()))).as_py() or 0)
+    if not 0 < looked < there:
+        return []
+    return [
+        f"Copies of training images are looked for among {looked:,} of the {there:,} sites that training saw "
+        "of these perturbations (2 evaluation.n of each): copies of the others are not seen."
+    ]
 
 
 def _novelties(config: RunConfig, compared: Compared) -> tuple[dict[str, Novelty], list[str]]:
@@ -304,8 +342,10 @@ def _write_quarantine(
 
 
 def run_evaluate(config: RunConfig, address: str | None = None) -> str:
-    """Evaluate a finished run; prints and returns the report's URI."""
+    """Evaluate a finished run, or methods alone, imported if need be; prints and returns the report's URI."""
     config = resolve(config)
+    if not config.evaluation.own_model:
+        import_sites(config)
     with connected(address):
         report = evaluate(config)
     print(f"evaluate: {report}", flush=True)
@@ -321,6 +361,13 @@ def _statement(config: RunConfig) -> str:
 def _crop(config: RunConfig) -> str:
     """What METRICS' mode says of an image: crop-64px, cut out at its scale, or resize-512px."""
     return f"{config.image.fit}-{config.image.resolution}px"
+
+
+def _guessed(unknown: Sequence[str], perturbations: Sequence[Perturbation]) -> str:
+    """A few of the names, each with the id that it may be meant for."""
+    ids = [item.perturbation_id for item in perturbations]
+    close = {name: get_close_matches(name, ids, 1) for name in unknown}
+    return _few([f"{name} ({found[0]}?)" if found else name for name, found in close.items()])
 
 
 def _few(names: Sequence[str]) -> str:

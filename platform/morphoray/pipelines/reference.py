@@ -64,17 +64,20 @@ def mixed(config: RunConfig, sites: pa.Table) -> list[str]:
     ]
 
 
-def real_rows(config: RunConfig, sites: pa.Table, names: Sequence[str], images: int) -> list[ImageRow]:
+def real_rows(
+    config: RunConfig, sites: pa.Table, names: Sequence[str], images: int, n: int = 0
+) -> list[ImageRow]:
     """Real images of the perturbations in each group of batches, and what else they are measured with.
 
-    Of each perturbation so many images, drawn over its sites by the run's seed. TRAINING: images
+    Of each perturbation so many images, drawn over its sites by the run's seed, and as many more as it takes
+    to have n in either of two halves without a field of view in common. TRAINING: images
     trained on, when some are held out and the seen ones are not all measured. PADDING: flipped and turned
     copies of a perturbation's images up to evaluation.n, when the protocol is the paper's.
     """
     rows: list[ImageRow] = []
     groups = by_batches(config, sites)
     for batches, table in groups.items():
-        mine = drawn_rows(config, origin_of(REAL, batches), table, "perturbation_id", names, images)
+        mine = drawn_rows(config, origin_of(REAL, batches), table, "perturbation_id", names, images, n)
         rows += mine
         if config.evaluation.protocol == PAPER:
             for name in names:
@@ -87,22 +90,40 @@ def real_rows(config: RunConfig, sites: pa.Table, names: Sequence[str], images: 
 
 
 def drawn_rows(
-    config: RunConfig, origin: str, sites: pa.Table, column: str, values: Sequence[str], images: int
+    config: RunConfig,
+    origin: str,
+    sites: pa.Table,
+    column: str,
+    values: Sequence[str],
+    images: int,
+    n: int = 0,
 ) -> list[ImageRow]:
-    """For each value of a column of these sites so many images, drawn by the run's seed."""
+    """For each value of a column so many images of these sites, by the run's seed; for n a half more."""
     kind = origin.partition("/")[0]
     ids = np.asarray(sites[column].to_pylist(), object)
-    wanted = -(-images // config.image.crops)
+    fields = np.asarray([place.field for place in places_of(sites).values()], object)
     rows = []
     for value in values:
         where = np.flatnonzero(ids == value)
         order = numpy_generator(kind, config.seed, value).permutation(len(where))
+        wanted = _wanted(fields[where[order]], config.image.crops, images, n)
         picked = sites.take(where[order[:wanted]])
         columns = [*SITE_COLUMNS, "experiment", "perturbation_id"]
         for site in picked.select(columns).to_pylist():
             experiment, name = site.pop("experiment"), site.pop("perturbation_id")
             rows.append(ImageRow(origin, name, experiment, site["site_id"], "site", site))
     return rows
+
+
+def _wanted(fields: np.ndarray, crops: int, images: int, n: int) -> int:
+    """How many of the first sites, of these fields, make so many images and n in either of two `halves`."""
+    wanted = -(-images // crops)
+    while n and wanted < len(fields):
+        lacking = n - half_size(np.repeat(fields[:wanted], crops))
+        if lacking <= 0:
+            break
+        wanted += -(-lacking // crops)
+    return wanted
 
 
 def _padding(config: RunConfig, rows: Sequence[ImageRow], origin: str) -> list[ImageRow]:
@@ -196,7 +217,7 @@ class Reference:
             name,
             mine.features,
             {method: self._of(method, name, real) for method in self.methods},
-            self.tables[origin_of(CODEC, batches)].of(name),
+            self._codec(batches, name),
             control=np.concatenate(control) if control else None,
             other=self._another(real, name, experiments),
             trained=trained.features if trained else None,
@@ -209,6 +230,11 @@ class Reference:
     def _fields(self, table: FeatureTable) -> np.ndarray:
         """The field that each real image was cut out of."""
         return np.array([self.places[owner].field for owner in table.owners], object)
+
+    def _codec(self, batches: str, name: str) -> np.ndarray | None:
+        """Features of the codec's images of the real ones; None where they aren't measured."""
+        origin = origin_of(CODEC, batches)
+        return self.tables[origin].of(name) if origin in self.tables else None
 
     def _of(self, origin: str, name: str, real: FeatureTable) -> np.ndarray:
         """An origin's features of a perturbation; (0, width) where it has none."""

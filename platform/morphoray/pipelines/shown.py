@@ -39,7 +39,9 @@ def losses(config: RunConfig) -> list[tuple[int, float]]:
 
 
 def run_facts(config: RunConfig) -> RunFacts:
-    """What a finished run's bundle tells of its training."""
+    """What a finished run's bundle tells of its training; of its images alone where no model is its own."""
+    if not config.evaluation.own_model:
+        return RunFacts(details={name: run_details(config)[name] for name in ("image", "channels")})
     training = read_manifest(storage_from(config.storage), layout_of(config).bundle)["training"]
     return RunFacts(steps=training["steps"], images_seen=training["images_seen"], details=run_details(config))
 
@@ -102,7 +104,7 @@ class ShownImages:
         real = self._images(origin, [name])
         controls = [other for other in self.controls if other != name]
         images = {
-            CODEC: _reconstructed(self.config, real),
+            CODEC: _reconstructed(self.config, real) if self.config.evaluation.own_model else real[:0],
             CONTROL: self._images(origin, controls),
             **{model: self._images(model, [name]) for model in self.models},
         }

@@ -212,6 +212,20 @@ def test_likely_copies_are_said() -> None:
     assert text.startswith("90 % of the unconditional model's images are likely copies")
 
 
+def test_images_nearer_to_real_ones_than_real_ones_are_is_said() -> None:
+    def told(ours: float) -> list[str]:
+        distances = {"conditional": 60.0, "unconditional": ours, "floor": 80.0}
+        found = [result("c", dict(distances)), result("dmso", dict(distances), is_control=True)]
+        return [each for each in summary(report(found)).notes if "themselves" in each]
+
+    (_, second) = told(65)
+    assert second == (
+        "The unconditional model's images lie closer to the real ones (Fréchet 65.0) than other real images do "
+        "(80.0): are they the real ones themselves, or crops of the same fields?"
+    )
+    assert len(told(75)) == 1, "by chance"
+
+
 def test_one_verdict_on_many_rivals_is_one_sentence() -> None:
     names = ("conditional", "impa", "phendiff", "near")
     results = [

@@ -37,6 +37,7 @@ DIVERSITY = ("recall", "coverage")
 LITTLE = 0.5  # of what real images reach
 FEWER = 0.9  # of what another model reaches
 COPIED = 0.05  # share of likely copies that is worth a sentence; 0.01 is that of real images
+NEARER = 0.9  # of the distance between two sets of real images, below which a model's images are suspect
 COPIED_ONE = 0.25  # the same of a single perturbation, of whose few images more are likely copies by chance
 VERDICTS: dict[Verdict, tuple[str, str]] = {  # as a table's cell says it, and as a sentence does
     "closer": ("closer", "{ours} lie closer to the real ones than {theirs}"),
@@ -171,7 +172,7 @@ def _notes(data: ReportData, judged: bool) -> list[str]:
         found = [*_recognised(data.of(batches)), *_diversity(data.of(batches))]
         where = f"{BATCHES[batches]}: " if several else ""
         notes += [_sentence(f"{where}{text}") for text in found]
-    notes += [*_copies(data), *_reference_points(data)]
+    notes += [*_copies(data), *_too_near(data), *_reference_points(data)]
     if data.profiles and not data.profiles.problem:
         notes.append(" ".join(profile_words(data, data.profiles)))
     if data.excluded:
@@ -263,6 +264,23 @@ def _copies(data: ReportData) -> list[str]:
                 f"{percent(share)} of {_whose(data, model)} images are likely copies of training images "
                 f"({percent(found[worst])} of those of {worst}); 1 % would be as real images are."
             )
+    return [*map(_sentence, told)]
+
+
+def _too_near(data: ReportData) -> list[str]:
+    """A sentence for each model and group of batches with images nearer to real ones than these to others."""
+    told = []
+    for batches in data.batches:
+        where = f" in {BATCHES[batches]}" if len(data.batches) > 1 else ""
+        floor = mean(measured(data.of(batches), FRECHET, FLOOR))
+        for model in data.models:
+            value = mean(measured(data.of(batches), FRECHET, model))
+            if value is not None and floor is not None and value < NEARER * floor:
+                told.append(
+                    f"{_whose(data, model)} images lie closer to the real ones{where} (Fréchet "
+                    f"{figure(value)}) than other real images do ({figure(floor)}): are they the real ones "
+                    "themselves, or crops of the same fields?"
+                )
     return [*map(_sentence, told)]
 
 

@@ -220,8 +220,8 @@ def test_images_nearer_to_real_ones_than_real_ones_are_is_said() -> None:
 
     (_, second) = told(65)
     assert second == (
-        "The unconditional model's images lie closer to the real ones (Fréchet 65.0) than other real images do "
-        "(80.0): are they the real ones themselves, or crops of the same fields?"
+        "The unconditional model's images lie closer to the real ones (Fréchet 65.0) than other real images "
+        "do (80.0): are they the real ones themselves, or crops of the same fields?"
     )
     assert len(told(75)) == 1, "by chance"
 

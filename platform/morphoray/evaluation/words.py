@@ -195,7 +195,9 @@ def _whose(data: ReportData, method: str) -> str:
     if method == OTHER:
         return "real images of another perturbation"
     label = data.methods[method].label
-    return f"the {label.lower()}'s" if method in MODELS else f"{label}'s"
+    if method in MODELS:
+        return f"the {label.lower()}'s"
+    return f"{label}'" if label.endswith("s") else f"{label}'s"
 
 
 def _recognised(data: ReportData) -> list[str]:

@@ -271,7 +271,7 @@ def test_concat_options_are_completed() -> None:
         ),
         ([{"encoder": "table"}], r"parts\.0: table\.uri: missing\. Add it to the configuration\.$"),
         ([{"clip": 1}], r"parts\.0: encoder: found None, expected an encoder's name"),
-        (["rdkit"], r"parts\.0: Input should be a valid dictionary, found 'rdkit'"),
+        (["rdkit"], r"parts\.0: expected a mapping of keys to values, found 'rdkit'"),
         (
             [{"encoder": "concat", "parts": [{"encoder": "dose", "x": 1}]}],
             r"concat\.parts\.0: dose\.x: unknown key",

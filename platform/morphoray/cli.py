@@ -168,10 +168,10 @@ def _add_demo(commands: Any) -> None:
 
 def load_config(arguments: argparse.Namespace) -> "RunConfig":
     """The run that CONFIG and --set describe. Raises ConfigError or MissingObjectError."""
-    from morphoray.config import parse
+    from morphoray.config import load
     from morphoray.storage import Storage
 
-    return parse(Storage().read_text(arguments.config), arguments.config, arguments.set)
+    return load(arguments.config, Storage(), arguments.set)
 
 
 def _dry_run(config: "RunConfig") -> None:

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from morphoray.errors import ConfigError, StorageError
 from morphoray.sections import Section, build, read_values
 from morphoray.seeds import fingerprint
+from morphoray.storage import Storage
 
 
 class StorageConfig(Section):
@@ -224,6 +226,13 @@ class MethodConfig(Section):
     bundle: str | None = None  # a bundle that generates, as this run's generation section says
     images: str | None = None  # made already: what `generate` wrote, or a folder of images by perturbation
 
+    @model_validator(mode="before")
+    @classmethod
+    def _says_where(cls, values: Any) -> Any:
+        if isinstance(values, dict | MethodConfig):
+            return values
+        raise ValueError("expected {images: FOLDER}, {run: CONFIG} or {bundle: FOLDER}")
+
     @model_validator(mode="after")
     def _one_source(self) -> "MethodConfig":
         given = [name for name, value in self.model_dump().items() if value is not None]
@@ -270,6 +279,17 @@ class EvaluationConfig(Section):
     gpus_per_actor: float = Field(0, ge=0)
     cpus_per_actor: float = Field(1, gt=0)
     out: str | None = None  # None: <run_dir>/evaluation
+
+    @field_validator("methods")
+    @classmethod
+    def _names_of_folders(cls, methods: dict[str, MethodConfig]) -> dict[str, MethodConfig]:
+        for name in methods:
+            if not name.isprintable() or not name.strip() or any(part in name for part in ("/", "\\", "..")):
+                raise ValueError(
+                    f"found the name {name!r}, expected one without /, \\, .. and control characters, since a "
+                    "folder is called by it. Rename the method"
+                )
+        return methods
 
     @model_validator(mode="after")
     def _cells_are_found(self) -> "EvaluationConfig":
@@ -328,3 +348,18 @@ class RunConfig(Section):
 def parse(text: str, where: str, overrides: Sequence[str] = ()) -> RunConfig:
     """The run described by YAML `text`, with overrides `a.b=c` applied; `where` names it in errors."""
     return build(RunConfig, read_values(text, where, overrides), "")
+
+
+def load(uri: str, storage: Storage, overrides: Sequence[str] = ()) -> RunConfig:
+    """The run of the YAML file at `uri`. Raises ConfigError for a folder or what `parse` refuses."""
+    try:
+        text = storage.read_text(uri)
+    except StorageError:
+        inside = storage.list_files(uri)
+        if not inside:
+            raise
+        named = next((file for file in inside if file.endswith((".yaml", ".yml"))), None)
+        raise ConfigError(
+            f"{uri}: it is a folder, expected a run's YAML file{f', such as {named}' if named else ''}."
+        ) from None
+    return parse(text, uri, overrides)

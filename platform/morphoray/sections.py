@@ -2,7 +2,8 @@
 
 import reprlib
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from difflib import get_close_matches
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -18,6 +19,9 @@ class Section(BaseModel):
 
 M = TypeVar("M", bound=BaseModel)
 
+_LISTS = {"tuple_type", "list_type", "set_type", "frozen_set_type"}  # pydantic's names of what was expected
+_MAPPINGS = {"dict_type", "mapping_type", "model_type", "model_attributes_type"}
+
 
 def build(model: type[M], values: Mapping[str, Any], where: str) -> M:
     """Validate `values` as `model`; ConfigError lists every wrong key, and the known ones for an unknown."""
@@ -31,16 +35,32 @@ def _explain(model: type[BaseModel], where: str, item: Any) -> str:
     path = [str(part) for part in item["loc"]]
     key = ".".join([part for part in [where, *path] if part])
     if item["type"] == "extra_forbidden":
-        known = ", ".join(sorted(_fields_at(model, path[:-1])))
-        return f"{key}: unknown key, found {_shown(item['input'])}. Known keys here: {known}."
+        known = _known(path[-1], _fields_at(model, path[:-1]))
+        return f"{key}: unknown key, found {_shown(item['input'])}.{known}"
     if item["type"] == "missing":
         return f"{key}: missing. Add it to the configuration, or pass --set {key}=VALUE."
     found = "" if isinstance(item["input"], dict) else f", found {_shown(item['input'])}"
+    if item["type"] in _LISTS:
+        one = f", for one [{item['input']}]" if isinstance(item["input"], str | int | float) else ""
+        return f"{key}: expected a list{one}{found or ', found a mapping'}."
+    if item["type"] in _MAPPINGS:
+        known = ", ".join(sorted(_fields_at(model, path)))
+        return f"{key}: expected a mapping of keys to values{f' ({known})' if known else ''}{found}."
     return f"{key}: {item['msg'].removeprefix('Value error, ')}{found}."
 
 
+def _known(key: str, names: Sequence[str]) -> str:
+    """The known keys beside an unknown one, and the one that was likely meant."""
+    if not names:
+        return ""
+    close = get_close_matches(key, names, 1)
+    return f" Known keys here: {', '.join(sorted(names))}." + (f" Did you mean {close[0]}?" if close else "")
+
+
 def _shown(value: Any) -> str:
-    """A value's repr, cut where it is long: what YAML's aliases nest has no end."""
+    """A value's repr, cut where it is long: what YAML's aliases nest has no end. Of a mapping its size."""
+    if isinstance(value, dict):
+        return f"a mapping of {len(value)} keys"
     short = reprlib.Repr()
     short.maxlevel, short.maxlist, short.maxdict = 3, 20, 10
     short.maxstring = short.maxother = 200
@@ -48,21 +68,26 @@ def _shown(value: Any) -> str:
 
 
 def _fields_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
-    for part in path:
+    """The keys of the section at `path` below `model`; none where no section is known there."""
+    parts = iter(path)
+    for part in parts:
         field = model.model_fields.get(part)
-        nested = (
-            [
-                kind
-                for kind in (getattr(field.annotation, "__args__", None) or (field.annotation,))
-                if isinstance(kind, type) and issubclass(kind, BaseModel)
-            ]
-            if field
-            else []
-        )
-        if not nested:
+        inner = _section_in(field.annotation) if field else None
+        if inner is None:
             return []
-        model = nested[0]
+        model, keyed = inner
+        if keyed and next(parts, None) is None:  # a mapping or list of sections is none itself
+            return []
     return list(model.model_fields)
+
+
+def _section_in(annotation: Any, keyed: bool = False) -> tuple[type[BaseModel], bool] | None:
+    """The section that a field holds, and whether a mapping's key or a list's index leads to it."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation, keyed
+    keyed = keyed or get_origin(annotation) in (dict, list, tuple)
+    found = (_section_in(part, keyed) for part in get_args(annotation))
+    return next(filter(None, found), None)
 
 
 def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

@@ -289,6 +289,8 @@ def _local_errors(uri: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in _NO_SUCH:
             raise MissingObjectError(f"{uri}: there is no such file. Check the path.") from error
+        if error.errno == errno.EISDIR:
+            raise StorageError(f"{uri}: it is a folder, expected a file. Check the path.") from error
         why = error.strerror or str(error)
         raise StorageError(f"{uri}: {why}. Check the path, its permissions and the space left.") from error
 

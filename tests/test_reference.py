@@ -343,7 +343,7 @@ def test_a_folder_of_another_size_or_kind(tmp_path: Path, shape: tuple[int, int,
             folder_notes(config_of(tmp_path), made)
 
 
-@pytest.mark.parametrize("name", ["floor", "conditional", "real", "codec/seen"])
+@pytest.mark.parametrize("name", ["floor", "conditional", "real"])
 def test_names_of_the_reports_own_rows_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match=f"evaluation.methods: {name}: the report has other rows"):
         methods_of(config_of(tmp_path, methods={name: {"images": "x"}}))

@@ -286,7 +286,7 @@ class EvaluationConfig(Section):
         for name in methods:
             if not name.isprintable() or not name.strip() or any(part in name for part in ("/", "\\", "..")):
                 raise ValueError(
-                    f"found the name {name!r}, expected one without /, \\, .. and control characters, since a "
+                    f"found the name {name!r}, expected one without /, \\, .. and control characters: a "
                     "folder is called by it. Rename the method"
                 )
         return methods

@@ -286,12 +286,18 @@ def load_extractor(
     Three channels, or none named, are red, green and blue; others are seen one by one. Raises ConfigError
     when there is no such extractor.
     """
+    kind, argument = kind_of(name)
+    extractor = EXTRACTORS[kind](argument, device, storage or Storage())
+    return extractor if len(channels) in (0, 3) else ChannelExtractor(extractor, tuple(channels))
+
+
+def kind_of(name: str) -> tuple[str, str]:
+    """An extractor's kind and URI, of its name. Raises ConfigError when there is no such extractor."""
     kind, _, argument = name.partition(":")
     if kind not in EXTRACTORS or (argument and kind not in WITH_URI):
         known = sorted({*EXTRACTORS, *(f"{name}:URI" for name in WITH_URI)} - {"torchscript"})
         raise ConfigError(f"extractor: found {name!r}, expected one of {known}")
-    extractor = EXTRACTORS[kind](argument, device, storage or Storage())
-    return extractor if len(channels) in (0, 3) else ChannelExtractor(extractor, tuple(channels))
+    return kind, argument
 
 
 def _chunk(device: str) -> int:

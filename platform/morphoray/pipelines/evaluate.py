@@ -33,12 +33,14 @@ from morphoray.pipelines.cluster import connected, preflight
 from morphoray.pipelines.codecs import codec_fingerprint
 from morphoray.pipelines.conditions import fit_conditions
 from morphoray.pipelines.encode import read_plan
+from morphoray.pipelines.evaluation_checks import check_evaluation
 from morphoray.pipelines.features import FeatureTable, measure_features
 from morphoray.pipelines.image_parts import ImageParts, ImageRow, measuring_resources, owner_of
 from morphoray.pipelines.layout import dataset_of, layout_of, mapping_of, resolve, storage_from
 from morphoray.pipelines.method_images import (
     MethodImages,
     at_most,
+    check_channels,
     method_images,
     run_of,
     with_the_datas_names,
@@ -215,15 +217,10 @@ def folder_notes(config: RunConfig, made: MethodImages) -> list[str]:
             f"{made.name}: {len(made.ignored)} files are left out, which lie in no perturbation's folder or "
             f"are no images by their names: {_few(made.ignored)}."
         )
-    shape = made.rows[0].row.get("shape")
+    check_channels(config, made)
+    shape, side = made.rows[0].row.get("shape"), config.image.resolution
     if shape is None:
         return notes
-    channels, side = mapping_of(config).outputs, config.image.resolution
-    if shape[0] != len(channels):
-        raise DataError(
-            f"evaluation.methods.{made.name}: found images of {shape[0]} channels, expected "
-            f"{len(channels)}: {', '.join(channels)}. Write them as this run's images are."
-        )
     if shape[1:] != [side, side]:
         notes.append(
             f"{made.name}: its images are {shape[2]} × {shape[1]} pixels, the real ones {side} × {side}. The "
@@ -331,11 +328,15 @@ def _cells_note(cells: CellFinder, rows: Sequence[ImageRow], tables: Mapping[str
 def _write_quarantine(
     storage: Storage, unread: Sequence[Mapping[str, Any]], made_by: str, out: str
 ) -> list[str]:
-    """Write the images that could not be read, each once, and a note of them; neither if there are none."""
+    """Write the images that could not be read, each once, and a note of them; neither if there are none.
+
+    An earlier call's table goes: it tells of other images.
+    """
     rows = list({(row["item"], row["uri"]): dict(row) for row in unread}.values())
-    if not rows:
-        return []
     where = join(out, "quarantine.parquet")
+    if not rows:
+        storage.delete(where)
+        return []
     table = pa.Table.from_pylist(rows, schema=schema.QUARANTINE)
     storage.write_table(where, schema.stamp(table, made_by))
     return [f"{len(rows)} images could not be read and are left out, see {where}."]
@@ -346,6 +347,7 @@ def run_evaluate(config: RunConfig, address: str | None = None) -> str:
     config = resolve(config)
     if not config.evaluation.own_model:
         import_sites(config)
+    check_evaluation(config, methods_of(config))
     with connected(address):
         report = evaluate(config)
     print(f"evaluate: {report}", flush=True)

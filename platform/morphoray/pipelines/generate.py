@@ -53,7 +53,10 @@ def read_manifest(storage: Storage, uri: str) -> dict[str, Any]:
     """A bundle's morphoray.json. Raises DataError when the folder is no finished bundle, or lacks a key."""
     where = join(uri, "morphoray.json")
     if not storage.exists(where):
-        raise DataError(f"{uri}: found no morphoray.json; expected a bundle that training has finished.")
+        raise DataError(
+            f"{uri}: found no morphoray.json; expected a bundle that training has finished. A run's is "
+            "<run_dir>/bundle; `morphoray train CONFIG` finishes it."
+        )
     manifest = storage.read_json(where)
     found = manifest if isinstance(manifest, dict) else {}
     if wrong := [name for name, kind in _MANIFEST.items() if not isinstance(found.get(name), kind)]:

@@ -122,7 +122,7 @@ def read_images_part(item: Item, plan: ReadPlan, storage: Storage, source_storag
             if row["reader"] == "site":
                 images = site_images(row["row"], plan, source_storage)
                 return VIEWS[row["row"].get("view", "identity")](images)
-            return read_image(row["row"], storage)[None]
+            return read_image(row["row"], storage, len(plan.mapping.outputs))[None]
         except (DataError, MissingObjectError) as error:
             return str(error)
 
@@ -142,7 +142,12 @@ def read_images_part(item: Item, plan: ReadPlan, storage: Storage, source_storag
             owners += [number] * len(result)
     pixels = np.concatenate(images) if images else np.zeros((0, *shape), np.uint8)
     quarantine = [
-        {"stage": "evaluate", "item": f"{row['origin']}/{row['item']}", "uri": _uri(row), "reason": reason}
+        {
+            "stage": "evaluate",
+            "item": f"{row['origin']}/{row['item']}",
+            "uri": _uri(row),
+            "reason": reason.removeprefix(f"{_uri(row)}: "),
+        }
         for row, reason in bad
     ]
     return {
@@ -160,17 +165,29 @@ def _uri(row: dict[str, Any]) -> str | None:
     return None if found is None else str(found)
 
 
-def read_image(row: dict[str, Any], storage: Storage) -> np.ndarray:
+def stored_as(channels: int) -> str:
+    """How image files of so many channels are stored."""
+    stack = f"PNG stacks of {channels} channels, as `morphoray generate` writes them"
+    return {1: "8-bit grey", 3: "8-bit RGB"}.get(channels, stack)
+
+
+def read_image(row: dict[str, Any], storage: Storage, channels: int | None = None) -> np.ndarray:
     """An image (K, H, W) uint8: a file at `uri`, or row `index` of the IMAGES part at `uri`.
 
-    Raises DataError with the reason.
+    channels: how many it should have, for the error alone. Raises DataError with the file and the reason.
     """
     if "index" not in row:
         try:
             data = storage.read_bytes(row["uri"])
             return decode_png(data) if data.startswith(PNG) else to_uint8(decode_image(data))
         except DataError as error:
-            raise DataError(f"{row['uri']}: {error}") from None
+            reason = str(error)
+            if channels is not None and reason.startswith(
+                "wrong mode"
+            ):  # png.py's tells all that can be read
+                wanted = stored_as(channels)
+                reason = f"{reason.partition(', expected')[0]}, expected {wanted}. Convert it to {wanted}."
+            raise DataError(f"{row['uri']}: {reason}") from None
     return decode_png(_images_of(row["uri"], storage)[row["index"]].as_py())
 
 

@@ -1,22 +1,25 @@
 """Which generated images an evaluation measures: every method's, wherever they lie and whoever made them."""
 
 import contextlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from morphoray.config import MethodConfig, RunConfig, parse
-from morphoray.errors import DataError, MissingObjectError
+from morphoray.config import MethodConfig, RunConfig, load
+from morphoray.errors import ConfigError, DataError, MissingObjectError, StorageError
 from morphoray.perturbations.base import Perturbation
 from morphoray.perturbations.table import normalise_id
 from morphoray.pipelines.cluster import generate_resources, preflight
 from morphoray.pipelines.generate import generate_images, known_perturbations, read_manifest
-from morphoray.pipelines.image_parts import ImageRow, read_image
-from morphoray.pipelines.layout import layout_of, resolve, storage_from
+from morphoray.pipelines.image_parts import ImageRow, read_image, stored_as
+from morphoray.pipelines.layout import layout_of, mapping_of, resolve, storage_from
 from morphoray.storage import Storage, absolute, join
 
 PROBED = 25  # images that a folder's common size is taken from
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+MANIFEST = "morphoray.json"
+_FOLDERS = f"<perturbation>/*{', *'.join(SUFFIXES)}"
+_EXPECTED = f"what `morphoray generate` writes (parts/*.parquet), or {_FOLDERS}"
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,45 @@ def method_images(config: RunConfig, name: str, method: MethodConfig, out: str) 
     """
     storage = storage_from(config.storage)
     if method.images is not None:
-        return read_method(storage, name, absolute(method.images))
-    source = run_of(config, method) or config
-    bundle = absolute(method.bundle) if method.bundle else layout_of(source).bundle
+        made = read_method(storage, name, absolute(method.images), len(mapping_of(config).outputs))
+        check_channels(config, made)
+        return made
+    source, bundle = bundle_of(config, name, method)
     target = join(out, "images", name) if method.bundle else layout_of(source).of("images")
     items = known_perturbations(read_manifest(storage, bundle))
     preflight("generate", generate_resources(source))
     generate_images(bundle, items, target, source.generation, source.seed, source.storage)
     return read_method(storage, name, target)
+
+
+def bundle_of(config: RunConfig, name: str, method: MethodConfig) -> tuple[RunConfig, str]:
+    """The run whose settings generate a method's images, and the bundle.
+
+    Raises DataError, MissingObjectError or ConfigError naming the method where either isn't there.
+    """
+    storage, key = storage_from(config.storage), f"evaluation.methods.{name}"
+    try:
+        source = run_of(config, method) or config
+    except (ConfigError, DataError, StorageError) as error:
+        raise type(error)(f"{key}.run: {error}") from None
+    bundle = absolute(method.bundle) if method.bundle else layout_of(source).bundle
+    if storage.exists(join(bundle, MANIFEST)):
+        return source, bundle
+    if method.bundle:
+        found = f"found no {MANIFEST}" if storage.exists(bundle) else "there is no such folder"
+        raise DataError(
+            f"{key}.bundle: {bundle}: {found}, expected a bundle that training has finished. Check the path: "
+            "a run's is <run_dir>/bundle."
+        )
+    if source is config:
+        raise DataError(
+            f"{bundle}: this run has no finished bundle yet (no {MANIFEST}). Train it with `morphoray run "
+            "CONFIG`, or `morphoray train CONFIG`; then evaluate it."
+        )
+    raise DataError(
+        f"{key}.run: {bundle}: that run has no finished bundle yet (no {MANIFEST}). Train it with `morphoray "
+        f"train {method.run}`."
+    )
 
 
 def run_of(config: RunConfig, method: MethodConfig) -> RunConfig | None:
@@ -60,27 +94,54 @@ def run_of(config: RunConfig, method: MethodConfig) -> RunConfig | None:
     uri = absolute(method.run)
     if uri == layout_of(config).of("config.yaml"):
         return config
-    return resolve(parse(storage_from(config.storage).read_text(uri), uri))
+    return resolve(load(uri, storage_from(config.storage)))
 
 
-def read_method(storage: Storage, name: str, uri: str) -> MethodImages:
+def read_method(storage: Storage, name: str, uri: str, channels: int | None = None) -> MethodImages:
     """Images that lie at `uri`: IMAGES parts, or a folder with a folder of image files for each perturbation.
 
-    Raises DataError when neither is there.
+    channels: how many an image should have, for the error where none can be read. Raises DataError when
+    neither is there.
     """
     parts = storage.list_files(join(uri, "parts"), suffix=".parquet")
     if parts:
         return MethodImages(name, list(_part_rows(storage, name, parts)))
     rows, ignored = _file_rows(storage, name, uri)
     if not rows:
-        raise DataError(
-            f"evaluation.methods.{name}: found no images under {uri}; expected what `morphoray generate` "
-            f"writes (parts/*.parquet), or <perturbation>/*{', *'.join(SUFFIXES)}."
+        raise DataError(f"evaluation.methods.{name}: {uri}: {_without_images(storage, uri, ignored)}")
+    shape = _common_shape(storage, rows, channels)
+    return MethodImages(name, [replace(row, row=row.row | {"shape": shape}) for row in rows], ignored)
+
+
+def _without_images(storage: Storage, uri: str, files: Sequence[str]) -> str:
+    """Why there are no images of perturbations among a folder's files, and what to do."""
+    parent, _, folder = uri.rstrip("/").rpartition("/")
+    beside = [file for file in files if "/" not in file]
+    if images := [file for file in beside if file.lower().endswith(SUFFIXES)]:
+        return (
+            f"{len(images)} images lie directly in it, expected in a folder for each perturbation, "
+            f"{_FOLDERS}. If {folder!r} is a perturbation, name the folder above: {parent}."
         )
-    shape = _common_shape(storage, rows)
-    if shape is not None:
-        rows = [replace(row, row=row.row | {"shape": shape}) for row in rows]
-    return MethodImages(name, rows, ignored)
+    if folder == "parts" and any(file.endswith(".parquet") for file in beside):
+        return f"found parts of generated images; name the folder above: {parent}."
+    if files:
+        return f"none of its {len(files)} files, such as {files[0]}, is an image; expected {_EXPECTED}."
+    if not storage.exists(uri):
+        return "there is no such folder. Check the path."
+    with contextlib.suppress(StorageError):  # what a folder raises
+        storage.open(uri).close()
+        return f"it is a file, expected a folder: {_EXPECTED}."
+    return f"the folder is empty; expected {_EXPECTED}."
+
+
+def check_channels(config: RunConfig, made: MethodImages) -> None:
+    """Raise DataError for a folder of files with another number of channels than this run's images."""
+    shape, channels = made.rows[0].row.get("shape"), mapping_of(config).outputs
+    if shape is not None and shape[0] != len(channels):
+        raise DataError(
+            f"evaluation.methods.{made.name}: found images of {shape[0]} channels, expected {len(channels)}: "
+            f"{', '.join(channels)}. Convert them to {stored_as(len(channels))}."
+        )
 
 
 def _part_rows(storage: Storage, name: str, parts: Sequence[str]) -> Iterator[ImageRow]:
@@ -104,13 +165,24 @@ def _file_rows(storage: Storage, name: str, uri: str) -> tuple[list[ImageRow], l
     return rows, ignored
 
 
-def _common_shape(storage: Storage, rows: Sequence[ImageRow]) -> list[int] | None:
-    """The shape (K, H, W) of most of PROBED images, spread over the rows; None if none can be read."""
+def _common_shape(storage: Storage, rows: Sequence[ImageRow], channels: int | None) -> list[int]:
+    """The shape (K, H, W) of most of PROBED images, spread over the rows.
+
+    Raises DataError if none of them can be read.
+    """
     shapes: Counter[tuple[int, ...]] = Counter()
-    for row in rows[:: -(-len(rows) // PROBED)]:
-        with contextlib.suppress(DataError, MissingObjectError):
-            shapes[read_image(row.row, storage).shape] += 1
-    return list(shapes.most_common(1)[0][0]) if shapes else None
+    probed, reasons = rows[:: -(-len(rows) // PROBED)], []
+    for row in probed:
+        try:
+            shapes[read_image(row.row, storage, channels).shape] += 1
+        except (DataError, MissingObjectError) as error:
+            reasons.append(str(error))
+    if not shapes:
+        raise DataError(
+            f"evaluation.methods.{rows[0].origin}: none of the {len(probed)} images looked at can be used, "
+            f"such as {reasons[0]}"
+        )
+    return list(shapes.most_common(1)[0][0])
 
 
 def at_most(rows: Sequence[ImageRow], most: int) -> list[ImageRow]:
@@ -129,7 +201,8 @@ def with_the_datas_names(
 ) -> tuple[MethodImages, list[str]]:
     """The method's images under the data's own perturbation ids, and ids that the data don't have.
 
-    The original project's spelling of an id counts as the id. Raises DataError when none is known.
+    The original project's spelling of an id counts as the id. Raises DataError when none is known, or files
+    of one lie in several folders.
     """
     spelled = {normalise_id(item.perturbation_id): item.perturbation_id for item in perturbations}
     known = {name: spelled.get(normalise_id(name)) for name in method.counts}
@@ -143,5 +216,22 @@ def with_the_datas_names(
             f"evaluation.methods.{method.name}: found images of {sorted(method.counts)[:5]}, none of the "
             f"data's perturbations, such as {sorted(spelled.values())[:5]}."
         )
+    _refuse_pooled(method.name, rows)
     unknown = sorted(name for name, found in known.items() if found is None)
     return replace(method, rows=rows), unknown
+
+
+def _refuse_pooled(name: str, rows: Sequence[ImageRow]) -> None:
+    """Raise DataError where files of one perturbation lie in several folders, maybe of several methods."""
+    folders: defaultdict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        folder = str(row.row["uri"]).rpartition("/")[0]
+        if row.reader == "file" and folder not in folders[row.perturbation_id]:
+            folders[row.perturbation_id].append(folder)
+    for perturbation, found in folders.items():
+        if len(found) > 1:
+            raise DataError(
+                f"evaluation.methods.{name}: images of {perturbation!r} lie in {len(found)} folders, "
+                f"{found[0]} and {found[1]}; expected one. If they are of several methods, make each of them "
+                "a method, its `images` the folder above; else put them together in one folder."
+            )

@@ -473,7 +473,22 @@ FOLDERS: dict[str, Kind] = {
     ),
     "CSV without a column": (
         lines("file,additional_feature\na.png,x\n", "metadata.csv"),
-        Refused("no site could be imported, 1 were rejected; the first: row 1: file_name ''"),
+        Refused(r"metadata\.csv: no column file_name among \['file', 'additional_feature'\]; expected one"),
+    ),
+    "CSV without perturbations": (
+        lines("file_name,compound\na.png,x\n", "metadata.csv"),
+        Refused(
+            r"metadata\.csv: no additional_feature, which names the perturbation, among "
+            r"\['file_name', 'compound'\]; expected it, or another column's name as dataset\.id_field"
+        ),
+    ),
+    "JSON without a field": (
+        lines('{"filename": "a.png"}'),
+        Refused(r"1 were rejected; the first: row 1: no column file_name among \['filename'\]"),
+    ),
+    "CSV with its perturbations in another column": (
+        lines("file_name,compound\na.png,x\nb.png,y\n", "metadata.csv", id_field="compound"),
+        Accepted(2),
     ),
     "CSV ragged": (lines(GOOD_CSV + "c.png\n", "metadata.csv"), Refused("row 3: 1 values, expected 2")),
     "CSV with CR alone": (

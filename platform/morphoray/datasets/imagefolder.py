@@ -56,7 +56,7 @@ def read(source: str, storage: Storage, options: ImagefolderOptions) -> Imported
     A row that can't be used is quarantined. Raises DataError for metadata that break their contract,
     ConfigError for options that match nothing.
     """
-    folder, rows = _read_metadata(absolute(source), options.split, storage)
+    folder, rows = _read_metadata(absolute(source), options, storage)
     details = _details(options, storage)
     rejected: list[Rejected] = []
     blocks = [_block(block, folder, details, options, rejected) for block in _numbered(rows)]
@@ -100,11 +100,13 @@ def _block(
     return sites_table(columns)
 
 
-def _read_metadata(root: str, split: str, storage: Storage) -> tuple[str, Iterator[dict[str, Any]]]:
-    """The folder that holds the metadata, and their rows."""
+def _read_metadata(
+    root: str, options: ImagefolderOptions, storage: Storage
+) -> tuple[str, Iterator[dict[str, Any]]]:
+    """The folder that holds the metadata, and their rows. Raises DataError for a CSV without a column."""
     tried = [
         join(folder, name)
-        for folder in (root, join(root, split))
+        for folder in (root, join(root, options.split))
         for name in ("metadata.jsonl", "metadata.csv")
     ]
     for uri in tried:
@@ -113,8 +115,24 @@ def _read_metadata(root: str, split: str, storage: Storage) -> tuple[str, Iterat
             first = next(rows, None)
             if first is None:
                 raise DataError(f"{uri}: the file has no rows")
+            if uri.endswith(".csv") and (lacking := _lacking(first, options)):
+                raise DataError(f"{uri}: {lacking}")
             return uri.rpartition("/")[0], itertools.chain([first], rows)
+    if not storage.exists(root):
+        raise DataError(f"{root}: there is no such folder. Check dataset.source.")
     raise DataError(f"{root}: no metadata; looked for {', '.join(tried)}")
+
+
+def _lacking(row: Mapping[str, Any], options: ImagefolderOptions) -> str | None:
+    """Which of the two fields that no row is without isn't there at all, and what to do; None if both are."""
+    if "file_name" not in row:
+        return f"no column file_name among {list(row)}; expected one, the image's path below the folder"
+    if options.id_field not in row:
+        return (
+            f"no {options.id_field}, which names the perturbation, among {list(row)}; expected it, or "
+            "another column's name as dataset.id_field"
+        )
+    return None
 
 
 def _read_lines(uri: str, storage: Storage) -> Iterator[dict[str, Any]]:
@@ -154,6 +172,8 @@ def _site(
     options: ImagefolderOptions,
 ) -> dict[str, Any]:
     """The site of a metadata row, without its split. Raises DataError when the row can't be used."""
+    if lacking := _lacking(row, options):
+        raise DataError(lacking)
     name = _text(row.get("file_name")) or ""
     path = PurePosixPath(name)
     if not path.name or path.is_absolute() or ".." in path.parts or "://" in name:

@@ -34,6 +34,7 @@ from morphoray.pipelines.generate import read_images
 from morphoray.pipelines.layout import layout_of, resolve
 from morphoray.pipelines.run import run_everything, run_generate, run_import, run_train
 from morphoray.pipelines.stream import RETRIES, Item, Stage, stream
+from morphoray.pipelines.train import claim_checkpoints
 from morphoray.progress import Progress
 from morphoray.storage import Storage
 from tinyrun import REAL_RAY, ROOT, make_images, run_of, settings, start, weights
@@ -148,6 +149,16 @@ def test_other_settings_are_refused_with_their_names(
         encode(run_import(run_of(values, "encode.views=[identity]")))
     with pytest.raises(FingerprintError, match=r"dataset\.limit: stored None, now 3"):
         run_import(run_of(values, "dataset.limit=3"))
+    claim_checkpoints(resolve(run_of(values)))
+    changes = ["training.learning_rate=0.5", "image.resolution=8"]
+    for _ in range(2):
+        with pytest.raises(FingerprintError) as raised:
+            claim_checkpoints(resolve(run_of(values, *changes)))
+        told = [line.strip() for line in str(raised.value).splitlines()[1:-1]]
+        assert told == [
+            "latents.image.resolution: stored 16, now 8",
+            "training.learning_rate: stored 0.001, now 0.5",
+        ]
 
 
 def test_preflight_says_what_is_missing(ray_cluster: None) -> None:

@@ -131,10 +131,14 @@ def claim(storage: Storage, uri: str, made_by: dict[str, Any], what: str) -> Non
 
     The message lists each setting that differs, as path: stored, now.
     """
-    if not storage.exists(uri):
+    if storage.exists(uri):
+        compare(storage.read_json(uri), made_by, uri, what)
+    else:
         storage.write_json(uri, made_by)
-        return
-    stored = storage.read_json(uri)
+
+
+def compare(stored: Any, made_by: dict[str, Any], uri: str, what: str) -> None:
+    """Raise claim's FingerprintError if `stored`, which lies at `uri`, is not `made_by`."""
     if stored == made_by:
         return
     differences = [

@@ -17,7 +17,7 @@ from morphoray.pipelines.cluster import preflight, train_resources
 from morphoray.pipelines.codecs import image_channels, local_bundle_config
 from morphoray.pipelines.conditions import Conditions, fit_conditions
 from morphoray.pipelines.encode import latents_settings
-from morphoray.pipelines.layout import claim, layout_of, mapping_of, storage_from
+from morphoray.pipelines.layout import claim, compare, layout_of, mapping_of, storage_from
 from morphoray.pipelines.sites import read_sites
 from morphoray.pipelines.training_data import open_training_data
 from morphoray.sections import build
@@ -77,7 +77,7 @@ def train(config: RunConfig) -> TrainSummary:
     Raises FingerprintError for other settings, ResourceError for too small a cluster.
     """
     layout, storage = layout_of(config), storage_from(config.storage)
-    claim(storage, layout.of("checkpoints", "settings.json"), training_settings(config), "Checkpoints")
+    claim_checkpoints(config)
     done = _finished(storage, config)
     if done is not None:
         return done
@@ -90,6 +90,21 @@ def train(config: RunConfig) -> TrainSummary:
             f"training ended, but {layout.bundle} is not complete. Run the same command again."
         )
     return TrainSummary(finished.bundle, finished.fingerprint, finished.steps, False)
+
+
+def claim_checkpoints(config: RunConfig) -> None:
+    """Claim the checkpoints for the run's settings; FingerprintError names each one that differs.
+
+    Those of the latents, of which training_settings has a fingerprint, lie beside them; older runs have none.
+    """
+    layout, storage = layout_of(config), storage_from(config.storage)
+    settings, latents = training_settings(config), latents_settings(config)
+    described, behind = (layout.of("checkpoints", name) for name in ("settings.json", "latents.json"))
+    if storage.exists(described) and storage.exists(behind):
+        stored = storage.read_json(described) | {"latents": storage.read_json(behind)}
+        compare(stored, settings | {"latents": latents}, described, "Checkpoints")
+    claim(storage, described, settings, "Checkpoints")
+    claim(storage, behind, latents, "Checkpoints")
 
 
 def run_workers(config: RunConfig, worker: Callable[[dict[str, Any]], None]) -> None:

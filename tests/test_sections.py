@@ -61,9 +61,7 @@ def test_a_wrong_value_is_told_with_what_was_expected(text: str, message: str) -
 def test_a_misspelt_section_is_told_shortly() -> None:
     with pytest.raises(ConfigError) as raised:
         parse("run_dir: r\nevaluaton: {n: 3, methods: {x: {images: y}}}\n", "test")
-    assert str(raised.value).startswith(
-        "evaluaton: unknown key, found a mapping of 2 keys. Known keys here: "
-    )
+    assert str(raised.value).startswith("evaluaton: unknown key, found a mapping. Known keys here: ")
     assert str(raised.value).endswith("Did you mean evaluation?")
 
 
@@ -88,4 +86,4 @@ def test_a_folder_is_no_configuration(tmp_path: Path, capsys: pytest.CaptureFixt
     )
     (tmp_path / "config.yaml").unlink()
     assert main(["evaluate", str(tmp_path)]) == 1
-    assert f"{tmp_path}: it is a folder, expected a file. Check the path.\n" in capsys.readouterr().err
+    assert f"{tmp_path}: it is a folder, expected a run's YAML file.\n" in capsys.readouterr().err

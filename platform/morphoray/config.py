@@ -354,9 +354,9 @@ def load(uri: str, storage: Storage, overrides: Sequence[str] = ()) -> RunConfig
     """The run of the YAML file at `uri`. Raises ConfigError for a folder or what `parse` refuses."""
     try:
         text = storage.read_text(uri)
-    except StorageError:
+    except StorageError as error:
         inside = storage.list_files(uri)
-        if not inside:
+        if not inside and not isinstance(error.__cause__, IsADirectoryError):
             raise
         named = next((file for file in inside if file.endswith((".yaml", ".yml"))), None)
         raise ConfigError(

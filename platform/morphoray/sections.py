@@ -58,9 +58,9 @@ def _known(key: str, names: Sequence[str]) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value's repr, cut where it is long: what YAML's aliases nest has no end. Of a mapping its size."""
+    """A value's repr, cut where it is long: what YAML's aliases nest has no end. Of a mapping none of it."""
     if isinstance(value, dict):
-        return f"a mapping of {len(value)} keys"
+        return "a mapping"
     short = reprlib.Repr()
     short.maxlevel, short.maxlist, short.maxdict = 3, 20, 10
     short.maxstring = short.maxother = 200

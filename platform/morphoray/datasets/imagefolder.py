@@ -119,7 +119,7 @@ def _read_metadata(
                 raise DataError(f"{uri}: {lacking}")
             return uri.rpartition("/")[0], itertools.chain([first], rows)
     if not storage.exists(root):
-        raise DataError(f"{root}: there is no such folder. Check dataset.source.")
+        raise DataError(f"{root}: there is no such folder. Check the path (dataset.source).")
     raise DataError(f"{root}: no metadata; looked for {', '.join(tried)}")
 
 

@@ -22,11 +22,11 @@ from morphoray.imaging.png import encode_png
 from morphoray.imaging.scale_bar import bar_length
 from morphoray.perturbations.base import Perturbation
 from morphoray.pipelines.encode import ReadPlan
-from morphoray.pipelines.evaluate import folder_notes, methods_of
+from morphoray.pipelines.evaluate import methods_of
 from morphoray.pipelines.features import FeatureTable
 from morphoray.pipelines.image_parts import ImageRow, read_images_part
 from morphoray.pipelines.layout import resolve
-from morphoray.pipelines.method_images import read_method, run_of
+from morphoray.pipelines.method_images import folder_notes, read_method, run_of
 from morphoray.pipelines.reference import (
     Place,
     Reference,

@@ -40,7 +40,8 @@ from morphoray.pipelines.layout import dataset_of, layout_of, mapping_of, resolv
 from morphoray.pipelines.method_images import (
     MethodImages,
     at_most,
-    check_channels,
+    few,
+    folder_notes,
     method_images,
     run_of,
     with_the_datas_names,
@@ -183,7 +184,7 @@ def _compared(config: RunConfig, methods: Mapping[str, MethodConfig], sites: pa.
             notes.append(f"{name}: the data have no such perturbations: {_guessed(unknown, perturbations)}.")
     shared, excluded, absent = _shared(found, perturbations)
     if absent:
-        notes.append(f"Perturbations of the data that no method has: {len(absent)}, {_few(absent)}.")
+        notes.append(f"Perturbations of the data that no method has: {len(absent)}, {few(absent)}.")
     left_out = [f"{name} is left out: {reason}." for name, reason in excluded.items()]
     for line in [*notes, *left_out[:5]]:
         print(f"evaluate: {line}", flush=True)
@@ -207,26 +208,6 @@ def _shared(
         else:
             absent.append(item.perturbation_id)
     return shared, excluded, absent
-
-
-def folder_notes(config: RunConfig, made: MethodImages) -> list[str]:
-    """What to know of a folder of files. Raises DataError for images of another number of channels."""
-    notes = []
-    if made.ignored:
-        notes.append(
-            f"{made.name}: {len(made.ignored)} files are left out, which lie in no perturbation's folder or "
-            f"are no images by their names: {_few(made.ignored)}."
-        )
-    check_channels(config, made)
-    shape, side = made.rows[0].row.get("shape"), config.image.resolution
-    if shape is None:
-        return notes
-    if shape[1:] != [side, side]:
-        notes.append(
-            f"{made.name}: its images are {shape[2]} × {shape[1]} pixels, the real ones {side} × {side}. The "
-            "extractor resizes both: their distances mean something only if both show as large a field."
-        )
-    return notes
 
 
 @dataclass(frozen=True)
@@ -369,11 +350,7 @@ def _guessed(unknown: Sequence[str], perturbations: Sequence[Perturbation]) -> s
     """A few of the names, each with the id that it may be meant for."""
     ids = [item.perturbation_id for item in perturbations]
     close = {name: get_close_matches(name, ids, 1) for name in unknown}
-    return _few([f"{name} ({found[0]}?)" if found else name for name, found in close.items()])
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+    return few([f"{name} ({found[0]}?)" if found else name for name, found in close.items()])
 
 
 def _extractor(config: RunConfig, storage: Storage) -> Extractor:

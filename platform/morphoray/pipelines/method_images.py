@@ -144,6 +144,31 @@ def check_channels(config: RunConfig, made: MethodImages) -> None:
         )
 
 
+def folder_notes(config: RunConfig, made: MethodImages) -> list[str]:
+    """What to know of a folder of files. Raises DataError for images of another number of channels."""
+    notes = []
+    if made.ignored:
+        notes.append(
+            f"{made.name}: {len(made.ignored)} files are left out, which lie in no perturbation's folder or "
+            f"are no images by their names: {few(made.ignored)}."
+        )
+    check_channels(config, made)
+    shape, side = made.rows[0].row.get("shape"), config.image.resolution
+    if shape is None:
+        return notes
+    if shape[1:] != [side, side]:
+        notes.append(
+            f"{made.name}: its images are {shape[2]} × {shape[1]} pixels, the real ones {side} × {side}. The "
+            "extractor resizes both: their distances mean something only if both show as large a field."
+        )
+    return notes
+
+
+def few(names: Sequence[str]) -> str:
+    """The first five names."""
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+
+
 def _part_rows(storage: Storage, name: str, parts: Sequence[str]) -> Iterator[ImageRow]:
     for part in parts:
         table = storage.read_table(part, ["perturbation_id", "index"])

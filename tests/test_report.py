@@ -17,13 +17,14 @@ import pytest
 from morphoray import schema
 from morphoray.errors import DataError
 from morphoray.evaluation import charts
+from morphoray.evaluation import marks as marks_of
 from morphoray.evaluation.comparisons import comparisons
 from morphoray.evaluation.distances import Distance
 from morphoray.evaluation.montage import montage, row_label
 from morphoray.evaluation.novelty import COSINE, TANIMOTO, Novelty
 from morphoray.evaluation.page import render
 from morphoray.evaluation.report import PerturbationResult, ReportData, RunFacts, markdown, write_report
-from morphoray.evaluation.results import METRICS, cells, duration, figure, metrics_table
+from morphoray.evaluation.results import BASELINES, METRICS, cells, duration, figure, metrics_table
 from morphoray.evaluation.trust import trust_sentences, trusts
 from morphoray.evaluation.words import caveats, summary
 from morphoray.imaging.png import decode_png
@@ -529,14 +530,66 @@ def test_no_mark_of_a_row_hides_another() -> None:
     assert set(charts.dodged([5.0] * 7)) == set(charts.LANES)  # more than there is room for
 
 
+def test_marks_fit_into_further_lanes_where_three_are_too_few() -> None:
+    dots = [charts.Dot(f"model{place}", 10.0, "") for place in range(7)]
+    charted = charts.dot_plot([charts.DotRow("a", dots), charts.DotRow("b", dots[:2])], "x", "unseen")
+    rows = charted.split('class="span"')[1:]
+    heights = [re.findall(r'(?:M[\d.]+ |cy=")([\d.]+)', row) for row in rows]
+    assert [len({*found}) for found in heights] == [7, 2]
+    few = charts.dot_plot([charts.DotRow("a", dots[:3])], "x", "unseen")
+    assert 'viewBox="0 0 1100 102"' in few and 'viewBox="0 0 1100 224"' in charted  # rows of 34 and of 78
+
+
+def test_methods_differ_in_every_chart_with_and_without_colour() -> None:
+    marks = [marks_of.marker(f"model{place}", 9, 9) for place in range(60)]
+    bars = [marks_of.bar(place, 0, 40, 16, 30) for place in range(60)]
+    curves = [marks_of.curve("smoothed", place, "0,0 9,9") for place in range(60)]
+    others = [marks_of.marker(name, 9, 9) for name in BASELINES]
+    assert len({*marks, *others}) == 65 and len({*bars}) == len({*curves}) == 60
+    for found in (marks[:12], bars[:12], curves[:12]):
+        assert len({re.sub(r" tone\d", "", each) for each in found}) == 12
+    assert marks[0] == marks_of.marker("model60", 9, 9)
+
+
 def test_bars_of_ranks_differ_without_colour() -> None:
     chart = charts.rank_chart({name: [1, 2, 3] for name in "abcd"})
     Page(chart)
-    bars = [charts._bar(index, 0, 40, 16, 30) for index in range(4)]
+    bars = [marks_of.bar(index, 0, 40, 16, 30) for index in range(4)]
     assert ["hatch" in bar for bar in bars] == [False, False, True, True]
-    assert "h16.0" in bars[2] and "v30.0" in bars[3] and charts._bar(0, 0, 40, 16, 0) == ""
-    assert chart.count('class="rank fill1 series1"') == 3 + 1  # and the key
+    assert "h16.0" in bars[2] and "v30.0" in bars[3] and marks_of.bar(0, 0, 40, 16, 0) == ""
+    assert chart.count('class="rank hollow tone1"') == 3 + 1  # and the key
     assert "Rank of the right cohort among 3: 1 is right" in chart
+    rising, width, height = marks_of._stripes("rising", 0, 0, 6, 30), 6, 30
+    ends = [float(text) for text in re.findall(r"[ML][\d.]+ ([\d.]+)", rising)]
+    assert max(ends) <= height and max(map(float, re.findall(r"[ML]([\d.]+)", rising))) <= width
+
+
+def test_ranks_of_many_models_stand_in_panels() -> None:
+    names = "abcdefghi"
+    chart = charts.rank_chart(
+        {name: [1, 2, 3] for name in names}, {name: place for place, name in enumerate(names)}
+    )
+    Page(chart)
+    assert chart.count('text-anchor="middle">2</text>') == 3  # panels of three
+    assert 'viewBox="0 0 1100 544"' in chart and 'viewBox="0 0 1100 200"' in charts.rank_chart({"a": [1, 2]})
+
+
+def test_a_model_looks_the_same_in_every_chart(data: ReportData) -> None:
+    models = ["conditional", "folder", "unconditional"]
+    found = {name: Distance(20, 24, 24) for name in models}
+    ranks = {name: Distance(1, 24, 24) for name in models}
+    results = [result(name, 0, 0, distances={"frechet": found, "rank": ranks}) for name in "ab"]
+    losses = {name: [(1, 1.0), (2, 0.5)] for name in ("conditional", "unconditional")}
+    page = render(dataclasses.replace(data, perturbations=results, models=models, losses=losses))
+    assert '"label tone2"' in page and '"label tone1"' not in page
+
+
+def test_curves_ends_stay_inside_the_chart() -> None:
+    losses = {name: [(1, 1.0), (2, 0.001 * place + 0.5)] for place, name in enumerate("abcdefghij")}
+    chart = charts.loss_chart(losses)
+    ends = [float(y) for y in re.findall(r'"label tone\d" x="[\d.]+" y="([\d.]+)"', chart)]
+    assert len(ends) == 10 and max(ends) <= 300 - 54 + 4 and min(np.diff(sorted(ends))) >= 17.9
+    assert chart.count("<polyline") == 3 * 10  # points, curve and key
 
 
 def test_labels_of_points_stand_inside_and_apart() -> None:

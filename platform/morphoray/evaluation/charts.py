@@ -7,9 +7,14 @@ from html import escape
 
 import numpy as np
 
+from morphoray.evaluation.marks import bar, curve, marker, tone
+
 WIDTH = 1100
 MAX_POINTS = 600  # a curve; more is finer than the picture
 MARK, LANES = 11.0, (0.0, -11.0, 11.0)  # pixels: the size of a mark, and where a row's marks stand
+MOST_LANES = 7  # of a row in which more marks fall together
+BARS = 4  # most models of a panel of ranks: more are too thin for their hatching
+KEYED = 4  # curves that are told by the name at their end; more have their dash beside it
 
 
 @dataclass(frozen=True)
@@ -55,11 +60,17 @@ def smooth(values: np.ndarray) -> np.ndarray:
     return out
 
 
-def loss_chart(losses: Mapping[str, Sequence[tuple[int, float]]], height: int = 300) -> str:
+def loss_chart(
+    losses: Mapping[str, Sequence[tuple[int, float]]],
+    places: Mapping[str, int] | None = None,
+    height: int = 300,
+) -> str:
     """Loss by step of each model: points faint, their smoothed curve strong; logarithmic or from 0.
 
-    Points that are not finite and positive are left out. An empty string when nothing is left.
+    places: each model's among all, which gives its colour and dash; None: in the order of losses. Points that
+    are not finite and positive are left out. An empty string when nothing is left.
     """
+    places = places or {name: place for place, name in enumerate(losses)}
     curves = {}
     for name, points in losses.items():
         kept = np.array([point for point in points if math.isfinite(point[1]) and point[1] > 0])
@@ -87,16 +98,27 @@ def loss_chart(losses: Mapping[str, Sequence[tuple[int, float]]], height: int = 
             parts.append(_text(x_of(tick), height - 34, f"{tick:,.0f}", "tick", "middle"))
     parts.append(_text((left + WIDTH - right) / 2, height - 10, "Training step", "name", "middle"))
     parts.append(_text(0, 14, f"Training loss{', logarithmic' if log else ''}", "name", "start"))
-    ends = _spread({name: y_of(smooth(curve[:, 1])[-1]) for name, curve in curves.items()}, 18)
-    for index, (name, curve) in enumerate(curves.items()):
-        stride = -(-len(curve) // MAX_POINTS)
-        for values_of, kind in ((curve[:, 1], "raw"), (smooth(curve[:, 1]), "smoothed")):
-            pairs = zip(curve[::stride, 0], values_of[::stride], strict=True)
+    ends = _spread(
+        {name: y_of(smooth(found[:, 1])[-1]) for name, found in curves.items()}, 18, height - bottom
+    )
+    for name, found in curves.items():
+        stride = -(-len(found) // MAX_POINTS)
+        for values_of, kind in ((found[:, 1], "raw"), (smooth(found[:, 1]), "smoothed")):
+            pairs = zip(found[::stride, 0], values_of[::stride], strict=True)
             path = " ".join(f"{x_of(step):.1f},{y_of(value):.1f}" for step, value in pairs)
-            parts.append(f'<polyline class="{kind} series{index % 4}" points="{path}"/>')
-        end = x_of(float(curve[-1, 0])) + 8
-        parts.append(_text(end, ends[name] + 4, _short(name, 22), f"label fill{index % 4}", "start"))
+            parts.append(curve(kind, places[name], path))
+        if len(curves) <= KEYED:
+            parts.append(_end(name, places[name], x_of(float(found[-1, 0])) + 8, ends[name]))
+        else:
+            parts.append(_end(name, places[name], WIDTH - right + 8, ends[name], keyed=True))
     return "".join([*parts, "</svg>"])
+
+
+def _end(name: str, place: int, x: float, y: float, keyed: bool = False) -> str:
+    """The name at a curve's end, behind a piece of the curve where it is keyed."""
+    key = curve("smoothed", place, f"{x:.1f},{y:.1f} {x + 44:.1f},{y:.1f}") if keyed else ""
+    x += 50 * keyed
+    return key + _text(x, y + 4, _short(name, 16 if keyed else 22), f"label {tone(place)}", "start")
 
 
 def _loss_axis(values: np.ndarray) -> tuple[bool, list[float], float, float]:
@@ -109,10 +131,12 @@ def _loss_axis(values: np.ndarray) -> tuple[bool, list[float], float, float]:
 
 def dot_plot(rows: Sequence[DotRow], axis: str, marked_title: str) -> str:
     """Rows of dots on one scale from 0, the marked rows below a heading of their own."""
-    left, right, top, row_height = 230, 30, 14, 34
+    left, right, top = 230, 30, 14
     high = max([dot.value for row in rows for dot in row.dots if math.isfinite(dot.value)], default=1.0)
     ticks = linear_ticks(0, high or 1.0, 8)
     scale = (WIDTH - left - right) / ticks[-1]
+    lanes = _lanes([[left + dot.value * scale for dot in _finite(row)] for row in rows])
+    row_height = 34 + MARK * (len(lanes) - len(LANES))
     groups = [[row for row in rows if row.marked is marked] for marked in (False, True)]
     height = top + row_height * (len(rows) + bool(groups[1])) + 54
     parts = _frame(WIDTH, height, "Distance from real images, one row a perturbation")
@@ -128,38 +152,57 @@ def dot_plot(rows: Sequence[DotRow], axis: str, marked_title: str) -> str:
             parts.append(f'<line class="rule" x1="{left}" x2="{WIDTH - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
             y += row_height
         for row in group:
-            parts.append(_dot_row(row, left, scale, y))
+            parts.append(_dot_row(row, left, scale, y, lanes))
             y += row_height
     return "".join([*parts, "</svg>"])
 
 
-def _dot_row(row: DotRow, left: float, scale: float, y: float) -> str:
+def _finite(row: DotRow) -> list[Dot]:
+    return [dot for dot in row.dots if math.isfinite(dot.value)]
+
+
+def _lanes(rows: Sequence[Sequence[float]]) -> tuple[float, ...]:
+    """As many lanes as keep the marks of every row apart: LANES, else up to MOST_LANES, the middle first."""
+    lanes: tuple[float, ...] = LANES
+    while len(lanes) < MOST_LANES and any(_hidden(places, lanes) for places in rows):
+        further = lanes[-1] + MARK
+        lanes = (*lanes, -further, further)
+    return lanes
+
+
+def _hidden(places: Sequence[float], lanes: Sequence[float]) -> bool:
+    """Whether a mark hides another in so many lanes."""
+    marks = [*zip(places, dodged(places, lanes), strict=True)]
+    return any(math.dist(a, b) < MARK for index, a in enumerate(marks) for b in marks[:index])
+
+
+def _dot_row(row: DotRow, left: float, scale: float, y: float, lanes: Sequence[float]) -> str:
     name = _text(left - 16, y + 4, _short(row.label, 28), "name", "end")
     parts = [f"<g><title>{escape(row.label)}</title>{name}</g>"]
-    dots = [dot for dot in row.dots if math.isfinite(dot.value)]
+    dots = _finite(row)
     places = [left + dot.value * scale for dot in dots]
     if dots:
         ends = f'x1="{min(places):.1f}" x2="{max(places):.1f}"'
         parts.append(f'<line class="span" {ends} y1="{y}" y2="{y}"/>')
-    for dot, x, lane in zip(dots, places, dodged(places), strict=True):
+    for dot, x, lane in zip(dots, places, dodged(places, lanes), strict=True):
         parts.append(marker(dot.mark, x, y + lane, dot.hint))
     return "".join(parts)
 
 
-def dodged(places: Sequence[float]) -> list[float]:
+def dodged(places: Sequence[float], lanes: Sequence[float] = LANES) -> list[float]:
     """How far up or down each mark moves, so that no two within MARK pixels hide each other.
 
-    The middle first, then above and below it; where all three are taken, the one with most room.
+    The middle first, then above and below it; where all lanes are taken, the one with most room.
     """
     placed: list[tuple[float, float]] = []
-    lanes = [0.0] * len(places)
+    moved = [0.0] * len(places)
     for index in sorted(range(len(places)), key=lambda index: places[index]):
         x = places[index]
-        room = {lane: min((math.hypot(x - a, lane - b) for a, b in placed), default=MARK) for lane in LANES}
-        free = [lane for lane in LANES if room[lane] >= MARK]
-        lanes[index] = free[0] if free else max(LANES, key=lambda lane: room[lane])
-        placed.append((x, lanes[index]))
-    return lanes
+        room = {lane: min((math.hypot(x - a, lane - b) for a, b in placed), default=MARK) for lane in lanes}
+        free = [lane for lane in lanes if room[lane] >= MARK]
+        moved[index] = free[0] if free else max(lanes, key=room.__getitem__)
+        placed.append((x, moved[index]))
+    return moved
 
 
 @dataclass(frozen=True)
@@ -232,79 +275,78 @@ def _free(box: Box, taken: Sequence[Box]) -> bool:
     return left >= 0 and right <= WIDTH and all(apart)
 
 
-def rank_chart(ranks: Mapping[str, Sequence[float]], height: int = 200) -> str:
-    """Histograms of ranks from 1 to the number of perturbations, a bar a model and bin; empty for none."""
+def rank_chart(
+    ranks: Mapping[str, Sequence[float]], places: Mapping[str, int] | None = None, height: int = 200
+) -> str:
+    """Histograms of ranks from 1 to the number of perturbations, a bar a model and bin; empty for none.
+
+    places: as loss_chart takes them. Panels of BARS models at most stand below each other, on one scale.
+    """
     count = max((len(values) for values in ranks.values()), default=0)
     if count < 2:
         return ""
-    bins = min(count, 20)
-    edges = np.linspace(0.5, count + 0.5, bins + 1)
+    places = places or {name: place for place, name in enumerate(ranks)}
+    edges = np.linspace(0.5, count + 0.5, min(count, 20) + 1)
     heights = {name: np.histogram(values, edges)[0] for name, values in ranks.items()}
-    left, right, top, bottom = 64, 210, 30, 54
+    panels = -(-len(ranks) // BARS)
+    size = -(-len(ranks) // panels)
+    names = list(heights)
     most = max(int(each.max()) for each in heights.values())
     ticks = [tick for tick in linear_ticks(0, most, 4) if tick == int(tick)]
-    scale_y = (height - top - bottom) / ticks[-1]
-    slot = (WIDTH - left - right) / bins
-    bar = min(28.0, (slot - 6) / len(heights))
-    parts = _frame(WIDTH, height, "Ranks of the matched real cohort")
-    parts += [
-        _grid_line(left, WIDTH - right, height - bottom - tick * scale_y, f"{tick:g}") for tick in ticks
-    ]
-    for index, (name, values) in enumerate(heights.items()):
-        for place, value in enumerate(values):
-            x = left + place * slot + (slot - bar * len(heights)) / 2 + index * bar
-            parts.append(_bar(index, x, height - bottom, bar - 3, value * scale_y))
-        y = top + 14 + 24 * index
-        parts.append(_bar(index, WIDTH - right + 14, y + 4, 16, 14))
-        parts.append(_text(WIDTH - right + 38, y + 2, _short(name, 22), "name", "start"))
-    for place in range(0, bins, max(1, bins // 10)):
-        low, high = math.ceil(edges[place]), math.floor(edges[place + 1])
-        label = f"{low}" if low >= high else f"{low}–{high}"
-        parts.append(_text(left + (place + 0.5) * slot, height - 34, label, "tick", "middle"))
+    parts = _frame(WIDTH, panels * height - 28 * (panels - 1), "Ranks of the matched real cohort")
+    for panel in range(panels):
+        shown = {name: heights[name] for name in names[panel * size : (panel + 1) * size]}
+        parts += _rank_panel(shown, places, ticks, edges, panel * (height - 28) + 30, height - 84)
+    bottom = panels * (height - 28) + 28
+    left, right = SIDES
     axis = f"Rank of the right cohort among {count}: 1 is right"
-    parts.append(_text((left + WIDTH - right) / 2, height - 10, axis, "name", "middle"))
+    parts.append(_text((left + WIDTH - right) / 2, bottom - 10, axis, "name", "middle"))
     parts.append(_text(0, 14, "Perturbations", "name", "start"))
     return "".join([*parts, "</svg>"])
 
 
-def _bar(index: int, x: float, bottom: float, width: float, height: float) -> str:
-    """A bar of its own hatching: filled, hollow, striped across, striped upwards. Empty without height."""
-    if height <= 0:
-        return ""
-    kind = index % 4
-    top = bottom - height
-    shape = f'x="{x:.1f}" y="{top:.1f}" width="{width:.1f}" height="{height:.1f}"'
-    across = [f"M{x:.1f} {y:.1f}h{width:.1f}" for y in np.arange(bottom - 4, top, -4)]
-    upwards = [f"M{at:.1f} {top:.1f}v{height:.1f}" for at in np.arange(x + 4, x + width, 4)]
-    stripes = "".join({2: across, 3: upwards}.get(kind, []))
-    hatching = f'<path class="hatch series{kind}" d="{stripes}"/>' if stripes else ""
-    return f'<rect class="rank fill{kind} series{kind}" {shape}/>{hatching}'
+SIDES = 64, 210  # pixels left and right of a panel of ranks
 
 
-def marker(mark: str, x: float, y: float, hint: str = "") -> str:
-    """A method's mark, a shape of its own, so that methods are told apart without colour."""
-    shapes = {
-        "model0": f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5.5"/>',
-        "model1": f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.75"/>',
-        "model2": f'<path d="M{x:.1f} {y - 6:.1f}l5.5 10h-11z"/>',
-        "model3": f'<path d="M{x:.1f} {y + 6:.1f}l5.5 -10h-11z"/>',
-        "model4": f'<path d="M{x - 4.5:.1f} {y - 4.5:.1f}h9v9h-9z"/>',
-        "copy_control": f'<path d="M{x - 4.5:.1f} {y - 4.5:.1f}h9v9h-9z"/>',
-        "other_perturbation": f'<path d="M{x - 5:.1f} {y - 5:.1f}l10 10m0 -10l-10 10"/>',
-        "trained": f'<path d="M{x - 5.5:.1f} {y:.1f}h11m-5.5 -5.5v11"/>',
-        "codec": f'<path d="M{x:.1f} {y - 5.5:.1f}l5.5 5.5l-5.5 5.5l-5.5-5.5z"/>',
-        "floor": f'<path d="M{x:.1f} {y - 6:.1f}v12"/>',
-    }
-    title = f"<title>{escape(hint)}</title>" if hint else ""
-    return f'<g class="mark {mark}">{shapes[mark]}{title}</g>'
+def _rank_panel(
+    heights: Mapping[str, np.ndarray],
+    places: Mapping[str, int],
+    ticks: Sequence[float],
+    edges: np.ndarray,
+    top: float,
+    height: float,
+) -> list[str]:
+    """The bars of a few models with grid, names and bins' labels, from `top` on, `height` pixels high."""
+    left, right = SIDES
+    bins, bottom = len(edges) - 1, top + height
+    slot = (WIDTH - left - right) / bins
+    width = min(28.0, (slot - 6) / len(heights))
+    parts = [
+        _grid_line(left, WIDTH - right, bottom - height * tick / ticks[-1], f"{tick:g}") for tick in ticks
+    ]
+    for index, (name, values) in enumerate(heights.items()):
+        for place, value in enumerate(values):
+            x = left + place * slot + (slot - width * len(heights)) / 2 + index * width
+            parts.append(bar(places[name], x, bottom, width - 3, height * value / ticks[-1]))
+        y = top + 14 + 24 * index
+        parts.append(bar(places[name], WIDTH - right + 14, y + 4, 16, 14))
+        parts.append(_text(WIDTH - right + 38, y + 2, _short(name, 22), "name", "start"))
+    for place in range(0, bins, max(1, bins // 10)):
+        low, high = math.ceil(edges[place]), math.floor(edges[place + 1])
+        label = f"{low}" if low >= high else f"{low}–{high}"
+        parts.append(_text(left + (place + 0.5) * slot, bottom + 20, label, "tick", "middle"))
+    return parts
 
 
-def _spread(places: Mapping[str, float], least: float) -> dict[str, float]:
-    """The places moved down where needed, so that labels stand at least `least` apart."""
+def _spread(places: Mapping[str, float], least: float, most: float) -> dict[str, float]:
+    """The places moved down where needed, so that labels stand at least `least` apart, then up to `most`."""
     moved: dict[str, float] = {}
     previous = -math.inf
     for name in sorted(places, key=lambda name: places[name]):
         previous = moved[name] = max(places[name], previous + least)
+    below = max(most, *places.values()) + least
+    for name in reversed(moved):
+        below = moved[name] = min(moved[name], below - least)
     return moved
 
 

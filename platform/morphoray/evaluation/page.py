@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from morphoray.evaluation import charts
 from morphoray.evaluation.distances import Distance
+from morphoray.evaluation.marks import marker
 from morphoray.evaluation.montage import SHOWN, scale_note
 from morphoray.evaluation.profile_section import profile_html
 from morphoray.evaluation.results import (
@@ -64,7 +65,7 @@ def render(data: ReportData) -> str:
         scale=escape(scale_note(data)),
         montages="".join(_montage(data, results) for results in _by_perturbation(data)),
         outlook=escape(data.facts.outlook),
-        losses=charts.loss_chart(data.losses) or "<p>No losses were recorded.</p>",
+        losses=_losses(data) or "<p>No losses were recorded.</p>",
         caveats="".join(f"<li>{escape(text)}</li>" for text in caveats(data)),
         numbers=_numbers(data),
         details=_details(data),
@@ -96,7 +97,7 @@ def _judged(judgement: Judgement | None) -> str:
 
 
 def _key(mark: str) -> str:
-    return f'<svg class="key" viewBox="0 0 18 18" aria-hidden="true">{charts.marker(mark, 9, 9)}</svg>'
+    return f'<svg class="key" viewBox="0 0 18 18" aria-hidden="true">{marker(mark, 9, 9)}</svg>'
 
 
 def _facts(data: ReportData) -> str:
@@ -137,6 +138,13 @@ def _dots(data: ReportData, batches: str) -> str:
     )
     chart = charts.dot_plot(rows, METRICS[FRECHET].heading, "Unseen in training")
     return chart_box(f'{subheading(data, batches)}<p class="legend">{legend}</p>', chart)
+
+
+def _losses(data: ReportData) -> str:
+    """The chart of losses, each model drawn as in the others."""
+    known = {name: place for place, name in enumerate(data.models)}
+    others = [name for name in data.losses if name not in known]
+    return charts.loss_chart(data.losses, known | {name: len(known) + i for i, name in enumerate(others)})
 
 
 def _by_perturbation(data: ReportData) -> list[list[PerturbationResult]]:

@@ -6,7 +6,7 @@ from html import escape
 
 import numpy as np
 
-from morphoray.evaluation import charts
+from morphoray.evaluation.marks import marker
 from morphoray.evaluation.measures import CONTROL
 from morphoray.evaluation.profile_analysis import CLIP
 from morphoray.evaluation.profile_chart import furthest, map_chart
@@ -182,7 +182,7 @@ def _paragraphs(texts: Iterable[str]) -> str:
 
 def _key(data: ReportData, source: str) -> str:
     mark = "floor" if source == REAL else data.mark(source)
-    return f'<svg class="key" viewBox="0 0 18 18" aria-hidden="true">{charts.marker(mark, 9, 9)}</svg>'
+    return f'<svg class="key" viewBox="0 0 18 18" aria-hidden="true">{marker(mark, 9, 9)}</svg>'
 
 
 def _maps(data: ReportData, results: ProfileResults) -> str:

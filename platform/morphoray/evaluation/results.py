@@ -181,7 +181,7 @@ class ReportData:
 
     def mark(self, method: str) -> str:
         """How charts and keys draw a method: a baseline's own name, or model<place>."""
-        return method if method in BASELINES else f"model{min(list(self.models).index(method), 4)}"
+        return method if method in BASELINES else f"model{list(self.models).index(method)}"
 
     @property
     def methods(self) -> dict[str, Method]:

@@ -65,7 +65,8 @@ def ranks(data: ReportData) -> str:
             ]
             for model in data.models
         }
-        chart = charts.rank_chart({name: values for name, values in found.items() if values})
+        places = {label: place for place, label in enumerate(found)}
+        chart = charts.rank_chart({name: values for name, values in found.items() if values}, places)
         parts.append(chart_box(subheading(data, batches), chart))
     return section("Which real cohort lies nearest?", f"{explained(data, RANK)} {RANKED}", *parts)
 

@@ -22,7 +22,7 @@ from morphoray.evaluation.comparisons import comparisons
 from morphoray.evaluation.distances import Distance
 from morphoray.evaluation.montage import montage, row_label
 from morphoray.evaluation.novelty import COSINE, TANIMOTO, Novelty
-from morphoray.evaluation.page import render
+from morphoray.evaluation.page import RECONSTRUCTED, render
 from morphoray.evaluation.report import PerturbationResult, ReportData, RunFacts, markdown, write_report
 from morphoray.evaluation.results import BASELINES, METRICS, cells, duration, figure, metrics_table
 from morphoray.evaluation.trust import trust_sentences, trusts
@@ -349,6 +349,66 @@ def test_the_montages_rows_are_named(grouped: ReportData, side: int) -> None:
     assert (column[:, [head + side, head + side + 1]] == 255).all()  # none runs into the next row
 
 
+@pytest.fixture
+def nine(data: ReportData) -> ReportData:
+    """Nine methods, each of one grey level, on two perturbations in two groups of batches."""
+    models = ["conditional", *(f"a method with a long name {number}" for number in range(8))]
+    shown = {name: np.full((8, 3, 32, 32), 20 * place, np.uint8) for place, name in enumerate(models)}
+    shown["codec"] = images(4, size=32)
+    found = {
+        name: Distance(20 + place, 24, 24) for place, name in enumerate([*models, "copy_control", "codec"])
+    }
+    results = [
+        result(
+            name, 0, 0, distances={"frechet": found}, images=shown, real=images(1, size=32), batches=batches
+        )
+        for batches in ("seen", "held_out")
+        for name in "ab"
+    ]
+    return dataclasses.replace(data, perturbations=results, models=models)
+
+
+def test_every_methods_strip_is_on_the_generated_side(nine: ReportData) -> None:
+    article = render(nine).split("<article>")[1].split("</article>")[0]
+    large, small = (
+        part.split("</figcaption>") for part in re.split(r'<div class="pair [a-z]+">', article)[1:]
+    )
+    captions = [
+        [re.sub(r".*<figcaption>", "", part, flags=re.S) for part in found[:-1]] for found in (large, small)
+    ]
+    assert captions[0] == ["Real, seen batches", "Generated (Conditional model)"]
+    assert captions[1] == [RECONSTRUCTED, "Real, held-out batches", *nine.models[1:]]
+    left, right = article.split('<div class="pair small"><div>')[1].split("</figure></div><div>")
+    assert left.count("<figure>") == 2 and right.count("<figure>") == 8
+    assert "<header class=wide>" in article  # 11 distances stand below the name, in two tables
+    assert [table.count("<th>") for table in article.split("<table class=scores>")[1:]] == [
+        1 + 6 + 2,
+        1 + 5 + 2,
+    ]
+
+
+def test_the_montage_shows_every_method_beside_the_real_images(nine: ReportData) -> None:
+    sheet = decode_png(montage(nine))
+    step = 9 * 34
+    named = sheet.shape[2] - (10 * step - 36)
+    for place in range(9):
+        strip = sheet[:, 22 : 22 + 32, named + (place + 1) * step :][:, :, : 8 * 34 - 2]
+        assert {*np.unique(strip)} == {20 * place, 255}  # and the white gaps
+    heads = [sheet[:, :22, named + place * step :][:, :, :step] for place in range(9)]
+    assert len({head.tobytes() for head in heads}) == 9
+    assert all((head < 128).any() and head[:, :, -2:].min() == 255 for head in heads)  # named, none cut
+
+
+def test_a_montage_of_many_large_images_is_shrunk(nine: ReportData) -> None:
+    large = [dataclasses.replace(nine.perturbations[0], real=images(1, size=300), um_per_pixel=0.65)]
+    sheet = decode_png(montage(dataclasses.replace(nine, perturbations=large)))
+    assert 15_800 < sheet.shape[2] < 16_400
+    # 300 pixels are 195 µm: the bar is 50 µm, 76.9 pixels of 300 and 45.4 of the 177 that are left.
+    row = sheet[0, 22:-22][-10, :]
+    named = sheet.shape[2] - (89 * 179 - 2)
+    assert 44 <= (row[named : named + 177] == 255).sum() <= 48
+
+
 def test_kernel_distances_have_their_interval(data: ReportData) -> None:
     kid = {"conditional": Distance(0.02, 20, 20, 0.01, 100, 0.001, 0.039), "floor": Distance(0.0, 20, 20)}
     shown = [
@@ -485,7 +545,7 @@ def test_one_method_alone_makes_a_report(data: ReportData, tmp_path: Path) -> No
     lone = PerturbationResult("only", images(1, count=2), {"frechet": {"floor": Distance(5, 2, 2)}})
     bare = dataclasses.replace(data, perturbations=[lone], losses={}, notes=())
     page = Path(write_report(bare, str(tmp_path), Storage())).read_text(encoding="utf-8")
-    assert "No losses were recorded" in page and "Generated: none" in page
+    assert "No losses were recorded" in page and "Generated (Conditional model): none" in page
     Page(page)
 
 

@@ -1,4 +1,4 @@
-"""The montage: real images, the first model's and a baseline's side by side, rows named, with a scale bar."""
+"""The montage: real images and every model's side by side, rows and strips named, with a scale bar."""
 
 from collections.abc import Sequence
 
@@ -16,35 +16,53 @@ SHOWN = 8  # images of each kind
 GAP = 2
 LINE, LEAST_LINE = 22, 18  # pixels: a line of text, and the least that can be read
 LONGEST = 32  # characters of a name
+WIDEST = 16_000  # pixels of all strips: three of images of 600 pixels, ten of 178
 
 
 def montage(data: ReportData) -> bytes:
-    """PNG: a row a perturbation and group of batches; SHOWN real images, as many of the model, of a baseline.
+    """PNG: a row a perturbation and group of batches; SHOWN real images, then as many of each model.
 
-    Left of a row stand its perturbation, group and whether training saw it. The baseline is the second model,
-    else real controls. The first real image of a row has a scale bar where its pixel size is known; the last
-    line tells the bars' lengths.
+    Beside a single model stand real controls. Left of a row stand its perturbation, group and whether
+    training saw it. The first real image of a row has a scale bar where its pixel size is known; the last
+    line tells the bars' lengths. Images are shrunk where all strips would be wider than WIDEST pixels.
     """
-    kinds = [data.models[0], baseline(data)]
-    side = data.perturbations[0].real.shape[-1]
-    blank = np.full((3, side, side), 255, np.uint8)
-    columns = 3 * SHOWN + 2
-    tiles: list[Images] = []
-    for result in data.perturbations:
-        row: list[Images] = []
-        for images in (_real(result), *(result.images.get(kind) for kind in kinds if kind)):
-            found = [resize_square(image, side) for image in (images if images is not None else ())][:SHOWN]
-            row += [*found, *[blank] * (SHOWN - len(found)), blank]
-        tiles += [*row[:columns], *[blank] * (columns - len(row))]
+    kinds = strips(data)
+    columns = (SHOWN + 1) * (1 + len(kinds)) - 1
+    side = min(data.perturbations[0].real.shape[-1], WIDEST // columns - GAP)
+    tiles = [tile for result in data.perturbations for tile in _row(result, kinds, side)]
     labels = _labels(data, side)
     sheet = np.concatenate([labels, grid(tiles, columns, GAP)], axis=2)
     step, line = (SHOWN + 1) * (side + GAP), max(LINE, side // 8)
-    names = ["Real", *(data.methods[kind].label for kind in kinds if kind in data.methods)]
-    places = [(labels.shape[2] + place * step, name) for place, name in enumerate(names)]
+    labelled = [data.methods[kind].label if kind in data.methods else "Real controls" for kind in kinds]
+    places = [
+        (labels.shape[2] + place * step, _fitting(name, step, line))
+        for place, name in enumerate(["Real", *labelled])
+    ]
     head = text_strip(places, sheet.shape[2], line)
     # Pillow's own font has no µ.
     foot = text_strip([(0, scale_note(data).replace("µm", "micrometres"))], sheet.shape[2], line)
     return encode_png(np.concatenate([head, sheet, foot], axis=1))
+
+
+def _row(result: PerturbationResult, kinds: Sequence[str], side: int) -> list[Images]:
+    """A row's tiles: SHOWN of each kind, real ones first, blank ones between kinds and for absent ones."""
+    blank = np.full((3, side, side), 255, np.uint8)
+    row: list[Images] = []
+    for images in (result.real, *(result.images.get(kind) for kind in kinds)):
+        found = [resize_square(image, side) for image in (images if images is not None else ())[:SHOWN]]
+        if not row and found and result.um_per_pixel is not None:
+            found[0] = with_bar(found[0], result.um_per_pixel * result.real.shape[-1] / side)
+        row += [*found, *[blank] * (SHOWN - len(found)), blank]
+    return row[:-1]
+
+
+def _fitting(name: str, width: int, line: int) -> str:
+    """The name, its end cut off where the strip below it is narrower."""
+    if text_width(name, line) < width:
+        return name
+    while name and text_width(name + "...", line) >= width:
+        name = name[:-1]
+    return name + "..."
 
 
 def _labels(data: ReportData, side: int) -> Images:
@@ -71,11 +89,12 @@ def row_label(result: PerturbationResult) -> list[str]:
     return [short, *filter(None, [BATCHES[result.batches], "unseen in training" if result.unseen else ""])]
 
 
-def baseline(data: ReportData) -> str:
-    """What stands beside the first model's images: the second model, else the copy control; "" for none."""
+def strips(data: ReportData) -> list[str]:
+    """What stands beside the real images: every model; beside a single one real controls, if any."""
     if len(data.models) > 1:
-        return data.models[1]
-    return CONTROL if any(CONTROL in result.images for result in data.perturbations) else ""
+        return list(data.models)
+    there = any(CONTROL in result.images for result in data.perturbations)
+    return [*data.models, *([CONTROL] if there else [])]
 
 
 def scale_note(data: ReportData) -> str:
@@ -92,10 +111,3 @@ def _length(result: PerturbationResult) -> float | None:
     if result.um_per_pixel is None:
         return None
     return bar_length(result.real.shape[-1], result.um_per_pixel)
-
-
-def _real(result: PerturbationResult) -> Sequence[Images]:
-    """The real images, the first one with its bar."""
-    if result.um_per_pixel is None or not len(result.real):
-        return list(result.real)
-    return [with_bar(result.real[0], result.um_per_pixel), *result.real[1:]]

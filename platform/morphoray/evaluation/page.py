@@ -43,6 +43,7 @@ Images = npt.NDArray[np.uint8]
 
 RECONSTRUCTED = "Codec: the real images above, reconstructed"
 LARGE, SMALL = 128, 64  # CSS pixels of a tile in report.html
+ACROSS = 7  # methods beside each other in a perturbation's table of distances
 MAX_STORED = 192  # larger images are shrunk: a 512-pixel one would make the page eight times as heavy
 
 
@@ -184,31 +185,40 @@ def _montage(data: ReportData, results: list[PerturbationResult]) -> str:
     smiles = f"<code>{escape(result.smiles)}</code>" if result.smiles else ""
     name = result.perturbation_id
     first, *others = data.models
+    generated = "Generated" + (f" ({data.methods[first].label})" if others else "")
     real = "Real" + (f", {BATCHES[result.batches]}" if further or result.batches == HELD_OUT else "")
-    tiles = [_tiles(data.methods[other].label, result.images.get(other), SMALL, name) for other in others]
-    tiles += [_tiles(f"Real, {BATCHES[each.batches]}", each.real, SMALL, name) for each in further]
+    left = [_tiles(RECONSTRUCTED, result.images.get(CODEC), SMALL, name)]
+    left += [_tiles(f"Real, {BATCHES[each.batches]}", each.real, SMALL, name) for each in further]
+    right = [_tiles(data.methods[other].label, result.images.get(other), SMALL, name) for other in others]
     if not others and CONTROL in result.images:
-        tiles.append(_tiles("Real controls of the same batches", result.images[CONTROL], SMALL, name))
+        right.append(_tiles("Real controls of the same batches", result.images[CONTROL], SMALL, name))
+    scores = _scores(data, results)
+    wide = " class=wide" if len(scores) > 1 else ""
     return (
-        f"<article{' class=unseen' if result.unseen else ''}><header><div><h3>{escape(name)}</h3>{badge}"
-        f'<span class="meta">{meta}</span>{smiles}</div>{_scores(data, results)}</header>'
+        f"<article{' class=unseen' if result.unseen else ''}><header{wide}>"
+        f"<div><h3>{escape(name)}</h3>{badge}"
+        f'<span class="meta">{meta}</span>{smiles}</div>{"".join(scores)}</header>'
         f'<div class="pair large">{_tiles(real, result.real, LARGE, name, result.um_per_pixel)}'
-        f"{_tiles('Generated', result.images.get(first), LARGE, name)}</div>"
-        f'<div class="pair small">{_tiles(RECONSTRUCTED, result.images.get(CODEC), SMALL, name)}'
-        f"{''.join(tiles)}</div></article>"
+        f"{_tiles(generated, result.images.get(first), LARGE, name)}</div>"
+        f'<div class="pair small"><div>{"".join(left)}</div><div>{"".join(right)}</div></div></article>'
     )
 
 
-def _scores(data: ReportData, results: list[PerturbationResult]) -> str:
-    """Every method's Fréchet distance from the real images, a line a group of batches."""
+def _scores(data: ReportData, results: list[PerturbationResult]) -> list[str]:
+    """Every method's Fréchet distance from the real images, in tables of ACROSS methods at most."""
     there = [key for key in data.methods if any(key in each.distances.get(FRECHET, {}) for each in results)]
-    if not there:
-        return ""
-    head = "".join(f"<th>{escape(data.methods[key].short)}</th>" for key in there)
+    tables = -(-len(there) // ACROSS)
+    size = -(-len(there) // tables) if there else 0
+    return [_score_table(data, results, there[at * size : (at + 1) * size]) for at in range(tables)]
+
+
+def _score_table(data: ReportData, results: list[PerturbationResult], methods: list[str]) -> str:
+    """A line a group of batches."""
+    head = "".join(f"<th>{escape(data.methods[key].short)}</th>" for key in methods)
     rows = []
     for each in results:
         found = each.distances.get(FRECHET, {})
-        values = "".join(f"<td>{figure(found[key].value if key in found else None)}</td>" for key in there)
+        values = "".join(f"<td>{figure(found[key].value if key in found else None)}</td>" for key in methods)
         rows.append(f"<tr><th>{BATCHES[each.batches].capitalize()}</th>{values}</tr>")
     return (
         f"<table class=scores><thead><tr><th>{escape(METRICS[FRECHET].title)}</th>{head}</tr></thead>"

@@ -421,6 +421,22 @@ def test_kernel_distances_have_their_interval(data: ReportData) -> None:
     assert any("mean over 100 random subsets of 20 images" in text for text in caveats(with_interval))
 
 
+def test_a_mean_over_fewer_perturbations_says_so(data: ReportData) -> None:
+    assert "(1 of 2)" not in render(data) + markdown(data)
+    first, second, *others = data.perturbations
+    control = {"copy_control": Distance(121, 24, 24)}
+    more = {metric: {**found, **control} for metric, found in second.distances.items()}
+    shown = [first, dataclasses.replace(second, distances=more), *others]
+    fewer = dataclasses.replace(data, perturbations=shown)
+    # One of all four, one of the three seen ones, none of the one unseen.
+    assert "| Copy control | 121 (1 of 4) | 121 (1 of 3) | – |" in markdown(fewer)
+    assert "| Conditional model | 22.0 | 21.0 | 25.0 |" in markdown(fewer)
+    table = render(fewer).split('<table class="headline">')[1]
+    assert "<td>121 <span class=part>(1 of 4)</span></td><td>121 <span class=part>(1 of 3)" in table
+    for text in ("".join(Page(render(fewer)).text), markdown(fewer)):
+        assert text.count("(1 of 2): a mean over 1 of the 2 perturbations") == 1
+
+
 def test_every_metric_has_its_direction_and_what_it_tells(grouped: ReportData) -> None:
     arrows = {"frechet": "↓", "precision": "↑", "recall": "↑", "density": "↑", "coverage": "↑", "rank": "↓"}
     assert {name: METRICS[name].title[-1] for name in arrows} == arrows

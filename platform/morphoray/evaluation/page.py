@@ -18,11 +18,13 @@ from morphoray.evaluation.results import (
     BATCHES,
     CODEC,
     CONTROL,
+    FEWER_MEANT,
     FRECHET,
     HEADLINE,
     HELD_OUT,
     KID,
     METRICS,
+    Cell,
     PerturbationResult,
     ReportData,
     cells,
@@ -31,6 +33,7 @@ from morphoray.evaluation.results import (
     image_counts,
     mean,
     measured,
+    short_of,
     written,
 )
 from morphoray.evaluation.sections import chart_box, compared, paper, ranks, subheading, trust
@@ -120,15 +123,21 @@ def _headline(data: ReportData) -> str:
         head += f"</tr><tr><th></th>{subheads}"
     rows = []
     for key, method in data.methods.items():
-        values = [
-            f"<td{'' if metric == FRECHET else ' class=light'}>"
-            f"{figure(mean(measured(data, metric, key, cell)))}</td>"
-            for metric in metrics
-            for cell in groups
-        ]
+        values = [_mean(data, metric, key, cell) for metric in metrics for cell in groups]
         name = f"{_key(data.mark(key))}{escape(method.label)}<small>{escape(method.note)}</small>"
         rows.append(f"<tr><td>{name}</td>{''.join(values)}</tr>")
-    return f"<thead><tr><th></th>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
+    table = f"<thead><tr><th></th>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
+    shorter = any("<span class=part>" in row for row in rows)
+    under = f'<p class="told">{escape(FEWER_MEANT)}</p>' if shorter else ""
+    return f'<div class="scroll"><table class="headline">{table}</table></div>{under}'
+
+
+def _mean(data: ReportData, metric: str, method: str, cell: Cell) -> str:
+    """The table's cell: a mean, and how many perturbations it is over where others are over more."""
+    shorter = short_of(data, metric, method, cell)
+    part = f" <span class=part>{shorter}</span>" if shorter else ""
+    kind = "" if metric == FRECHET else " class=light"
+    return f"<td{kind}>{figure(mean(measured(data, metric, method, cell)))}{part}</td>"
 
 
 def _dots(data: ReportData, batches: str) -> str:

@@ -16,8 +16,10 @@ from morphoray.evaluation.profile_results import profile_metrics
 from morphoray.evaluation.profile_section import profile_markdown
 from morphoray.evaluation.results import (
     BATCHES,
+    FEWER_MEANT,
     FRECHET,
     METRICS,
+    Cell,
     PerturbationResult,
     ReportData,
     RunFacts,
@@ -28,6 +30,7 @@ from morphoray.evaluation.results import (
     mean,
     measured,
     metrics_table,
+    short_of,
     written,
 )
 from morphoray.evaluation.sections import COMPARED
@@ -106,7 +109,7 @@ def _headline(data: ReportData) -> str:
         rows = [
             (
                 method.label,
-                *(written(metric, mean(measured(data, metric, key, cell)), mean=True) for cell in groups),
+                *(_mean(data, metric, key, cell) for cell in groups),
             )
             for key, method in data.methods.items()
             if measured(data, metric, key)
@@ -115,7 +118,19 @@ def _headline(data: ReportData) -> str:
             head = ("method", *(cell.label for cell in groups))
             title = f"### {METRICS[metric].heading}\n\n{_cell(explained(data, metric))}"
             parts.append(f"{title}\n\n{_table(head, rows)}")
-    return "\n\n".join(parts)
+    shorter = (
+        short_of(data, metric, method, cell)
+        for metric in METRICS
+        for method in data.methods
+        for cell in groups
+    )
+    return "\n\n".join([_cell(FEWER_MEANT), *parts] if any(shorter) else parts)
+
+
+def _mean(data: ReportData, metric: str, method: str, cell: Cell) -> str:
+    """A mean, and how many perturbations it is over where others are over more."""
+    text = written(metric, mean(measured(data, metric, method, cell)), mean=True)
+    return f"{text} {short_of(data, metric, method, cell)}".strip()
 
 
 def _each(data: ReportData) -> str:

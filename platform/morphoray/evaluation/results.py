@@ -301,6 +301,18 @@ def mean(found: Iterable[Distance]) -> float | None:
     return float(np.mean(values)) if values else None
 
 
+FEWER_MEANT = (
+    "(1 of 2): a mean over 1 of the 2 perturbations that others of its column are over: no like for like."
+)
+
+
+def short_of(data: ReportData, metric: str, method: str, cell: Cell) -> str:
+    """'(1 of 2)' where a mean is over fewer perturbations than the most of its column; else empty."""
+    most = max(len(measured(data, metric, each, cell)) for each in data.methods)
+    count = len(measured(data, metric, method, cell))
+    return f"({count} of {most})" if 0 < count < most else ""
+
+
 def image_counts(data: ReportData) -> str:
     """N of the Fréchet distances as text: '32', or '24–32' where perturbations differ."""
     counts = [result.n for result in data.perturbations if result.n is not None]

@@ -416,6 +416,17 @@ def test_kernel_distances_have_their_interval(data: ReportData) -> None:
     ]
     with_interval = dataclasses.replace(data, perturbations=shown)
     assert "0.0010 to 0.0390" in render(with_interval)
+    text = markdown(with_interval)
+    assert "## Kernel distance ↓, every perturbation" in text
+    assert "| taxol | Microtubule stabilizers |  | 20 | 0.0200 (0.0010 to 0.0390) | – | – | 0.0000 |" in text
+    for page in (
+        "".join(Page(render(with_interval)).text),
+        text,
+    ):  # N of one metric is not that of the others
+        assert (
+            "Fréchet distances at N = 24 images" in page and "A Fréchet distance compares 24 with 24" in page
+        )
+        assert "All rows" not in page and "Every distance" not in page
     rows = {row["metric"]: row["value"] for row in metrics_table(with_interval).to_pylist()}
     assert (rows["kid_low"], rows["kid_high"]) == (0.001, 0.039) and "frechet_low" not in rows
     assert any("mean over 100 random subsets of 20 images" in text for text in caveats(with_interval))

@@ -17,7 +17,7 @@ from morphoray.evaluation.profile_section import profile_markdown
 from morphoray.evaluation.results import (
     BATCHES,
     FEWER_MEANT,
-    FRECHET,
+    HEADLINE,
     METRICS,
     Cell,
     PerturbationResult,
@@ -25,12 +25,12 @@ from morphoray.evaluation.results import (
     RunFacts,
     cells,
     explained,
-    figure,
     image_counts,
     mean,
     measured,
     metrics_table,
     short_of,
+    with_interval,
     written,
 )
 from morphoray.evaluation.sections import COMPARED
@@ -68,8 +68,11 @@ def markdown(data: ReportData) -> str:
         ("Run", data.made_by),
     ]
     parts = [f"# {_cell(data.title)}", *_summary(data)]
-    parts.append(f"## Means over perturbations, N = {image_counts(data)}\n\n{_headline(data)}")
-    parts.append(f"## {METRICS[FRECHET].title}, every perturbation\n\n{_each(data)}")
+    counts = f"Fréchet distances at N = {image_counts(data)} images a side."
+    parts.append(f"## Means over perturbations\n\n{counts}\n\n{_headline(data)}")
+    for metric in HEADLINE:
+        if any(metric in result.distances for result in data.perturbations):
+            parts.append(f"## {METRICS[metric].title}, every perturbation\n\n{_each(data, metric)}")
     if compared := comparisons(data):
         texts = [comparison_cells(data, row) for row in compared]
         parts += ["## Is the difference real?", _cell(COMPARED), _table(COMPARISON_HEAD, texts)]
@@ -133,16 +136,17 @@ def _mean(data: ReportData, metric: str, method: str, cell: Cell) -> str:
     return f"{text} {short_of(data, metric, method, cell)}".strip()
 
 
-def _each(data: ReportData) -> str:
+def _each(data: ReportData, metric: str) -> str:
+    """Every perturbation's distances by one metric, with the interval of the subsets where there is one."""
     several = len(data.batches) > 1
     where = ["batches"] if several else []
     labels = [method.label for method in data.methods.values()]
     head = ("perturbation", "mechanism", "unseen", *where, "N", *labels)
     rows = []
     for result in data.perturbations:
-        found = result.distances.get(FRECHET, {})
-        n = "–" if result.n is None else str(result.n)
-        values = [figure(found[key].value) if key in found else "–" for key in data.methods]
+        found = result.distances.get(metric, {})
+        n = str(next(iter(found.values())).n_a) if found else "–"
+        values = [with_interval(found.get(key), metric) for key in data.methods]
         unseen = "unseen" if result.unseen else ""
         where = [BATCHES[result.batches]] if several else []
         rows.append((result.perturbation_id, result.moa or "", unseen, *where, n, *values))

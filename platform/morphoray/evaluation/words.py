@@ -321,7 +321,7 @@ def caveats(data: ReportData) -> list[str]:
     n = image_counts(data)
     bias = f", which the floor shows: {told}" if told else ""
     paragraphs = [
-        f"Every distance compares {n} with {n} images. A Fréchet distance of few images carries a large "
+        f"A Fréchet distance compares {n} with {n} images. A Fréchet distance of few images carries a large "
         f"sample-size bias{bias}. Where N is below the number of features (1,280 of EfficientNet-Lite0, "
         "2,048 of InceptionV3) it favours sets of little diversity: read it beside the kernel distance, "
         "precision and recall. Never compare the values with published FIDs, or with a report made at "

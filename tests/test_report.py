@@ -483,6 +483,18 @@ def test_the_best_value_is_bold_whichever_model_has_it(html: str) -> None:
     assert re.findall(r"\.best \{([^}]*)\}", html) == [" font-weight: 750; "]  # no model's colour
 
 
+def test_none_is_bold_where_the_best_is_what_real_images_have(data: ReportData) -> None:
+    found = {"conditional": Distance(0.0, 24, 24), "unconditional": Distance(0.02, 24, 24)}
+    named = ("nearest_training_share", "nearest_training_ratio", "recognised")
+    shown = [dataclasses.replace(each, distances=dict.fromkeys(named, found)) for each in data.perturbations]
+    page = render(dataclasses.replace(data, perturbations=shown))
+    bold = [
+        page.split(f'class="of">{METRICS[name].heading}')[1].split("</table>")[0].count("class=best")
+        for name in named
+    ]
+    assert bold == [0, 0, 4]
+
+
 def test_same_data_give_the_same_bytes(data: ReportData, tmp_path: Path) -> None:
     pages = [Path(write_report(data, str(tmp_path / name), Storage())).read_bytes() for name in "ab"]
     assert pages[0] == pages[1]

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from morphoray.evaluation import charts
 from morphoray.evaluation.distances import Distance
 from morphoray.evaluation.marks import marker
+from morphoray.evaluation.measures import RATIO
 from morphoray.evaluation.montage import SHOWN, scale_note
 from morphoray.evaluation.profile_section import profile_html
 from morphoray.evaluation.results import (
@@ -24,6 +25,7 @@ from morphoray.evaluation.results import (
     HELD_OUT,
     KID,
     METRICS,
+    SHARE,
     Cell,
     PerturbationResult,
     ReportData,
@@ -45,6 +47,7 @@ from morphoray.imaging.scale_bar import bar_length
 Images = npt.NDArray[np.uint8]
 
 RECONSTRUCTED = "Codec: the real images above, reconstructed"
+LIKE_REAL = (RATIO, SHARE)  # copies: best about as real images are, so that no extreme is
 LARGE, SMALL = 128, 64  # CSS pixels of a tile in report.html
 ACROSS = 7  # methods beside each other in a perturbation's table of distances
 MAX_STORED = 192  # larger images are shrunk: a 512-pixel one would make the page eight times as heavy
@@ -300,15 +303,13 @@ def _with_interval(distance: Distance | None, metric: str) -> str:
 
 
 def _best(values: list[float], metric: str) -> float:
-    """The best of the models' values; NaN of none."""
-    if not values:
+    """The best of the models' values; NaN of none, and where the best is what real images have."""
+    if not values or metric in LIKE_REAL:
         return np.nan
     better = METRICS[metric].better
-    return (
-        min(values, key=lambda value: abs(value - 1))
-        if better in ("one", "up to one")
-        else (max(values) if better == "higher" else min(values))
-    )
+    if better == "up to one":
+        return min(values, key=lambda value: abs(value - 1))
+    return max(values) if better == "higher" else min(values)
 
 
 def _details(data: ReportData) -> str:

@@ -527,6 +527,15 @@ def test_models_are_compared_pair_by_pair_and_as_the_paper_does(data: ReportData
     assert "| 0.0062 \\* (n = 3) |" in text
 
 
+def test_a_sentence_stands_for_tests_of_one_treatment(data: ReportData) -> None:
+    one = dataclasses.replace(data, perturbations=data.perturbations[:2])  # a control and a treatment
+    for text in ("".join(Page(render(one)).text), markdown(one)):
+        assert "Is the difference real?" in text and "every comparison is over a single treatment" in text
+        assert "Cohen's d" not in text
+    two = markdown(dataclasses.replace(data, perturbations=data.perturbations[:3]))
+    assert "Nothing can be tested" not in two and "Cohen's d" in two
+
+
 def test_any_number_of_methods_and_baselines_make_a_report(data: ReportData, tmp_path: Path) -> None:
     other = "IMPA <b>"
     models = [*data.models, other]

@@ -148,6 +148,16 @@ def comparison_cells(data: ReportData, row: Comparison) -> tuple[str, ...]:
     )
 
 
+def untested(found: Sequence[Comparison]) -> str:
+    """A sentence in place of the table where every comparison is over one treatment; else empty."""
+    if any(row.treatments > 1 for row in found) or not found:
+        return ""
+    return (
+        "Nothing can be tested: every comparison is over a single treatment, and a test takes 2, "
+        f"a verdict {LEAST_PAIRS} mechanisms. The differences stand at the head of the report."
+    )
+
+
 COMPARISON_HEAD = (
     "perturbations",
     "metric",

@@ -8,7 +8,7 @@ from html import escape
 import pyarrow as pa
 import pyarrow.csv
 
-from morphoray.evaluation.comparisons import COMPARISON_HEAD, comparison_cells, comparisons
+from morphoray.evaluation.comparisons import COMPARISON_HEAD, comparison_cells, comparisons, untested
 from morphoray.evaluation.montage import montage
 from morphoray.evaluation.page import render
 from morphoray.evaluation.paper_form import PAPER_HEAD, PAPER_NOTE, PaperValue, paper_rows
@@ -73,7 +73,10 @@ def markdown(data: ReportData) -> str:
     for metric in HEADLINE:
         if any(metric in result.distances for result in data.perturbations):
             parts.append(f"## {METRICS[metric].title}, every perturbation\n\n{_each(data, metric)}")
-    if compared := comparisons(data):
+    compared = comparisons(data)
+    if told := untested(compared):
+        parts += ["## Is the difference real?", _cell(told)]
+    elif compared:
         texts = [comparison_cells(data, row) for row in compared]
         parts += ["## Is the difference real?", _cell(COMPARED), _table(COMPARISON_HEAD, texts)]
     if paper := paper_rows(data):

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from morphoray.evaluation import charts
-from morphoray.evaluation.comparisons import COMPARISON_HEAD, comparison_cells, comparisons
+from morphoray.evaluation.comparisons import COMPARISON_HEAD, comparison_cells, comparisons, untested
 from morphoray.evaluation.paper_form import PAPER_HEAD, PAPER_NOTE, paper_rows
 from morphoray.evaluation.results import BATCHES, FRECHET, METRICS, RANK, ReportData, explained, figure
 from morphoray.evaluation.trust import TRUST_HEAD, Trust, trust_rows, trust_sentences, trusts
@@ -23,7 +23,8 @@ nearest one that it did see."""
 def section(heading: str, under: str, *parts: str) -> str:
     """A heading, a line of explanation and what follows, HTML; empty without parts."""
     found = "".join(parts)
-    return f'<h2>{escape(heading)}</h2><p class="under">{escape(under)}</p>{found}' if found else ""
+    told = f'<p class="under">{escape(under)}</p>' if under else ""
+    return f"<h2>{escape(heading)}</h2>{told}{found}" if found else ""
 
 
 def chart_box(above: str, chart: str) -> str:
@@ -48,7 +49,10 @@ def _table(head: Iterable[str], rows: Sequence[Sequence[str]]) -> str:
 
 def compared(data: ReportData) -> str:
     """Whether the differences between methods are more than chance."""
-    rows = [comparison_cells(data, row) for row in comparisons(data)]
+    found = comparisons(data)
+    if told := untested(found):
+        return section("Is the difference real?", "", f"<p>{escape(told)}</p>")
+    rows = [comparison_cells(data, row) for row in found]
     return section("Is the difference real?", COMPARED, table(COMPARISON_HEAD, rows))
 
 

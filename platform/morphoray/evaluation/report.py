@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from morphoray.evaluation.comparisons import COMPARISON_HEAD, comparison_cells, comparisons, untested
+from morphoray.evaluation.distances import Distance
 from morphoray.evaluation.montage import montage
 from morphoray.evaluation.page import render
 from morphoray.evaluation.paper_form import PAPER_HEAD, PAPER_NOTE, PaperValue, paper_rows
@@ -18,6 +19,7 @@ from morphoray.evaluation.results import (
     BATCHES,
     FEWER_MEANT,
     HEADLINE,
+    KID,
     METRICS,
     Cell,
     PerturbationResult,
@@ -25,12 +27,12 @@ from morphoray.evaluation.results import (
     RunFacts,
     cells,
     explained,
+    figure,
     image_counts,
     mean,
     measured,
     metrics_table,
     short_of,
-    with_interval,
     written,
 )
 from morphoray.evaluation.sections import COMPARED
@@ -149,11 +151,21 @@ def _each(data: ReportData, metric: str) -> str:
     for result in data.perturbations:
         found = result.distances.get(metric, {})
         n = str(next(iter(found.values())).n_a) if found else "–"
-        values = [with_interval(found.get(key), metric) for key in data.methods]
+        values = [_with_interval(found.get(key), metric) for key in data.methods]
         unseen = "unseen" if result.unseen else ""
         where = [BATCHES[result.batches]] if several else []
         rows.append((result.perturbation_id, result.moa or "", unseen, *where, n, *values))
     return _table(head, rows)
+
+
+def _with_interval(distance: Distance | None, metric: str) -> str:
+    """A value; of a kernel distance with the interval that holds 95 % of its subsets; '–' for none."""
+    if distance is None:
+        return "–"
+    text = written(metric, distance.value)
+    if metric != KID or distance.low is None:
+        return text
+    return f"{text} ({figure(distance.low)} to {figure(distance.high)})"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

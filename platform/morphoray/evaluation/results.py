@@ -347,16 +347,6 @@ def written(metric: str, value: float | None, mean: bool = False) -> str:
     return f"{value:.2f}" if mean else f"{value:.0f}"
 
 
-def with_interval(distance: Distance | None, metric: str) -> str:
-    """A value; of a kernel distance with the interval that holds 95 % of its subsets; '–' for none."""
-    if distance is None:
-        return "–"
-    text = written(metric, distance.value)
-    if metric != KID or distance.low is None:
-        return text
-    return f"{text} ({figure(distance.low)} to {figure(distance.high)})"
-
-
 def explained(data: ReportData, metric: str) -> str:
     """What the metric tells, for a line above its table; of ranks and `recognised` what chance gives, too."""
     chance = _among(data, metric) if metric in CHANCE else ""

@@ -127,7 +127,7 @@ def test_folders_made_elsewhere_are_compared_without_a_model_of_ones_own(
     methods_found = {row["method"] for row in table if row["metric"] == "frechet"}
     assert {"impa", "phendiff", "floor"} <= methods_found and not {"conditional", "codec"} & methods_found
     page = Path(report).read_text(encoding="utf-8")
-    assert "taxol (no images of phendiff)" in page
+    assert "taxol (no images of phendiff)" in page and "reconstructed" not in page
     with pytest.raises(ConfigError, match=r"without own_model expected methods, such as \{impa"):
         run_of(values, "evaluation.methods={}")
 

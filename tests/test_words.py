@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from morphoray.evaluation.caveats import caveats
 from morphoray.evaluation.comparisons import Comparison, comparison_cells, comparisons, verdict
 from morphoray.evaluation.distances import Distance
 from morphoray.evaluation.paper_form import PAPER_NOTE
 from morphoray.evaluation.report import PerturbationResult, ReportData, RunFacts, markdown
-from morphoray.evaluation.words import FITTED, ONE_RUN, SAME_IMAGES, Judgement, caveats, summary
+from morphoray.evaluation.words import FITTED, ONE_RUN, SAME_IMAGES, Judgement, summary
 from morphoray.pipelines.demo import Plan, _outlook
 
 IMAGE = np.zeros((1, 3, 8, 8), np.uint8)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from morphoray.evaluation import charts
+from morphoray.evaluation.caveats import caveats
 from morphoray.evaluation.distances import Distance
 from morphoray.evaluation.marks import marker
 from morphoray.evaluation.measures import RATIO
@@ -39,7 +40,7 @@ from morphoray.evaluation.results import (
     written,
 )
 from morphoray.evaluation.sections import chart_box, compared, paper, ranks, subheading, trust
-from morphoray.evaluation.words import RULE, Judgement, caveats, summary
+from morphoray.evaluation.words import RULE, Judgement, summary
 from morphoray.imaging.crops import resize_square
 from morphoray.imaging.png import encode_png
 from morphoray.imaging.scale_bar import bar_length
@@ -71,8 +72,8 @@ def render(data: ReportData) -> str:
         dots="".join(_dots(data, batches) for batches in data.batches),
         scale=escape(scale_note(data)),
         montages="".join(_montage(data, results) for results in _by_perturbation(data)),
-        outlook=escape(data.facts.outlook),
-        losses=_losses(data) or "<p>No losses were recorded.</p>",
+        training=_training(data),
+        reconstructed=" and below them what the codec makes of the same images" if _codec(data) else "",
         caveats="".join(f"<li>{escape(text)}</li>" for text in caveats(data)),
         numbers=_numbers(data),
         details=_details(data),
@@ -153,6 +154,18 @@ def _dots(data: ReportData, batches: str) -> str:
     return chart_box(f'{subheading(data, batches)}<p class="legend">{legend}</p>', chart)
 
 
+def _codec(data: ReportData) -> bool:
+    """Whether there are images that the codec made."""
+    return any(len(result.images.get(CODEC, ())) for result in data.perturbations)
+
+
+def _training(data: ReportData) -> str:
+    """The section on the models' training: nothing of models whose losses nobody knows."""
+    under = f'<p class="under">{escape(data.facts.outlook)}</p>' if data.facts.outlook else ""
+    told = under + chart_box("", _losses(data))
+    return f"<h2>Training</h2>{told}" if told else ""
+
+
 def _losses(data: ReportData) -> str:
     """The chart of losses, each model drawn as in the others."""
     known = {name: place for place, name in enumerate(data.models)}
@@ -199,7 +212,7 @@ def _montage(data: ReportData, results: list[PerturbationResult]) -> str:
     first, *others = data.models
     generated = "Generated" + (f" ({data.methods[first].label})" if others else "")
     real = "Real" + (f", {BATCHES[result.batches]}" if further or result.batches == HELD_OUT else "")
-    left = [_tiles(RECONSTRUCTED, result.images.get(CODEC), SMALL, name)]
+    left = [_tiles(RECONSTRUCTED, result.images.get(CODEC), SMALL, name)] if _codec(data) else []
     left += [_tiles(f"Real, {BATCHES[each.batches]}", each.real, SMALL, name) for each in further]
     right = [_tiles(data.methods[other].label, result.images.get(other), SMALL, name) for other in others]
     if not others and CONTROL in result.images:

@@ -8,6 +8,7 @@ from html import escape
 import pyarrow as pa
 import pyarrow.csv
 
+from morphoray.evaluation.caveats import caveats
 from morphoray.evaluation.comparisons import COMPARISON_HEAD, comparison_cells, comparisons, untested
 from morphoray.evaluation.distances import Distance
 from morphoray.evaluation.montage import montage
@@ -37,7 +38,7 @@ from morphoray.evaluation.results import (
 )
 from morphoray.evaluation.sections import COMPARED
 from morphoray.evaluation.trust import TRUST_HEAD, trust_rows, trust_sentences
-from morphoray.evaluation.words import RULE, caveats, summary
+from morphoray.evaluation.words import RULE, summary
 from morphoray.storage import Storage, join
 
 __all__ = ["PerturbationResult", "ReportData", "RunFacts", "write_report"]

@@ -60,7 +60,7 @@ def _kernel_subsets(data: ReportData) -> list[str]:
     size = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
     return [
         f"A kernel distance is the mean over {found[0].draws} random subsets of {size} images a side; the "
-        "interval beside a perturbation's, and kid_low and kid_high in metrics.csv, hold 95 % of the subsets. "
+        "interval beside a value, and kid_low and kid_high in metrics.csv, hold 95 % of the subsets. "
         "That is the spread of the subsets, which share images: no error bar of the distance. It has no bias "
         "of few images and may be negative."
     ]

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
 from PIL import Image
 
+from morphoray.config import MethodConfig
 from morphoray.errors import ConfigError, DataError, FingerprintError, MissingObjectError, MorphorayError
 from morphoray.imaging.png import encode_png
+from morphoray.perturbations.base import from_rows
 from morphoray.pipelines.evaluate import run_evaluate
 from morphoray.pipelines.image_parts import read_image
+from morphoray.pipelines.layout import resolve
+from morphoray.pipelines.method_images import method_images, with_the_datas_names
 from morphoray.pipelines.run import run_import
+from morphoray.pipelines.sites import read_sites
 from morphoray.storage import Storage
 from tinyrun import make_images, run_of, settings
 
@@ -114,14 +122,14 @@ def test_a_methods_run_or_bundle_is_named(tmp_path: Path, values: dict[str, Any]
 def test_a_folder_without_images_is_told_by_what_it_is(tmp_path: Path, values: dict[str, Any]) -> None:
     pictures(tmp_path / "real/dmso", 3)
     (tmp_path / "empty").mkdir()
-    (tmp_path / "list.csv").write_text("file\n")
+    (tmp_path / "list.txt").write_text("file\n")
     (tmp_path / "texts/dmso").mkdir(parents=True)
     (tmp_path / "texts/dmso/a.txt").write_text("no image")
     for folder, told in {
         "absent": r"there is no such folder\. Check the path\.",
         "empty": r"the folder is empty; expected what .*<perturbation>/\*\.png.*",
         "real/dmso": r"3 images lie directly in it, .* If 'dmso' is a perturbation, name .*: .*/real\.",
-        "list.csv": r"it is a file, expected a folder: .*",
+        "list.txt": r"it is a file, expected a table \(\.csv or \.parquet\), or a folder: .*",
         "texts": r"none of its 1 files, such as dmso/a\.txt, is an image; expected .*",
     }.items():
         found = rf"evaluation\.methods\.x: {tmp_path}/{folder}: {told}"
@@ -179,3 +187,32 @@ def test_a_run_of_one_channel_asks_for_grey(tmp_path: Path) -> None:
         read_image(row, Storage(), 5)
     (tmp_path / "0.png").write_bytes(encode_png(np.zeros((3, 8, 8), np.uint8)))
     assert read_image(row, Storage(), 3).shape == (3, 8, 8)
+
+
+def test_a_table_says_which_image_is_of_which_perturbation(tmp_path: Path, values: dict[str, Any]) -> None:
+    pictures(tmp_path / "a")
+    pictures(tmp_path / "b")
+    table = tmp_path / "files.csv"
+    table.write_text(f"file_name,perturbation_id\na/0.png,DMSO\n{tmp_path}/b/1.png,dmso\nb/0.png,taxol\n")
+    config = resolve(run_of(values))
+    method = MethodConfig(images=str(table))
+    made = method_images(config, "x", method, "")
+    assert [row.row["uri"] for row in made.rows] == [f"{tmp_path}/{at}.png" for at in ("a/0", "b/1", "b/0")]
+    known, unknown = with_the_datas_names(made, from_rows(read_sites(config)))
+    assert known.counts == {"dmso": 2, "taxol": 1} and not unknown, "of two folders, as it says"
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "files.parquet")
+    parquet = MethodConfig(images=str(tmp_path / "files.parquet"))
+    assert method_images(config, "x", parquet, "").rows == made.rows
+    for text, told in {
+        "": "the file is empty, .*",
+        "file_name,perturbation_id\n": "no rows below the header .*",
+        "file,perturbation_id\na/0.png,dmso\n": r"found no column file_name among \['file', 'pert.*",
+        "file_name,perturbation_id\na/0.png,\n": r"row 1 has no perturbation_id\.",
+        "file_name,perturbation_id\na/0.png,dmso\na/0.png,dmso\n": r"row 2: a/0\.png is there twice; .*",
+        "file_name,perturbation_id\nc/0.png,dmso\n": r"none of the 1 images looked at can be used, .*",
+    }.items():
+        table.write_text(text)
+        found = rf"evaluation\.methods\.x: (?:{table}: )?{told}"
+        refused(values, DataError, found, x={"images": str(table)})
+    refused(values, MissingObjectError, r"evaluation\.methods\.x: .*no\.csv.*", x={"images": "no.csv"})

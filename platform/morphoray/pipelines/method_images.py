@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from morphoray.config import MethodConfig, RunConfig, load
 from morphoray.errors import ConfigError, DataError, MissingObjectError, StorageError
-from morphoray.perturbations.base import Perturbation
+from morphoray.perturbations.base import Perturbation, read_csv
 from morphoray.perturbations.table import normalise_id
 from morphoray.pipelines.cluster import generate_resources, preflight
 from morphoray.pipelines.generate import generate_images, known_perturbations, read_manifest
@@ -19,6 +19,8 @@ PROBED = 25  # images that a folder's common size is taken from
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 MANIFEST = "morphoray.json"
 _FOLDERS = f"<perturbation>/*{', *'.join(SUFFIXES)}"
+TABLES = (".csv", ".parquet")
+COLUMNS = ("perturbation_id", "file_name")  # of a table of image files
 _EXPECTED = f"what `morphoray generate` writes (parts/*.parquet), or {_FOLDERS}"
 
 
@@ -27,11 +29,13 @@ class MethodImages:
     """Where a method's images lie: rows of IMAGES parts, or files, by perturbation.
 
     ignored: what else lies in a folder of files: not in a perturbation's folder, or no image by its name.
+    listed: a table says which image is of which perturbation, not the folders.
     """
 
     name: str
     rows: Sequence[ImageRow]
     ignored: Sequence[str] = ()
+    listed: bool = False
 
     @property
     def counts(self) -> Counter[str]:
@@ -98,11 +102,15 @@ def run_of(config: RunConfig, method: MethodConfig) -> RunConfig | None:
 
 
 def read_method(storage: Storage, name: str, uri: str, channels: int | None = None) -> MethodImages:
-    """Images that lie at `uri`: IMAGES parts, or a folder with a folder of image files for each perturbation.
+    """Images at `uri`: IMAGES parts, a folder of image files for each perturbation, or a table of files.
 
     channels: how many an image should have, for the error where none can be read. Raises DataError when
-    neither is there.
+    none is there.
     """
+    if uri.lower().endswith(TABLES):
+        rows = _listed_rows(storage, name, uri)
+        shape = _common_shape(storage, rows, channels)
+        return MethodImages(name, [replace(row, row=row.row | {"shape": shape}) for row in rows], listed=True)
     parts = storage.list_files(join(uri, "parts"), suffix=".parquet")
     if parts:
         return MethodImages(name, list(_part_rows(storage, name, parts)))
@@ -130,7 +138,7 @@ def _without_images(storage: Storage, uri: str, files: Sequence[str]) -> str:
         return "there is no such folder. Check the path."
     with contextlib.suppress(StorageError):  # what a folder raises
         storage.open(uri).close()
-        return f"it is a file, expected a folder: {_EXPECTED}."
+        return f"it is a file, expected a table ({' or '.join(TABLES)}), or a folder: {_EXPECTED}."
     return f"the folder is empty; expected {_EXPECTED}."
 
 
@@ -175,6 +183,36 @@ def _part_rows(storage: Storage, name: str, parts: Sequence[str]) -> Iterator[Im
         for number, row in enumerate(table.to_pylist()):
             item = f"{row['perturbation_id']}/{row['index']:05d}"
             yield ImageRow(name, row["perturbation_id"], "", item, "images", {"uri": part, "index": number})
+
+
+def _listed_rows(storage: Storage, name: str, uri: str) -> list[ImageRow]:
+    """The image files of a table with the columns COLUMNS: paths from its folder, or whole ones, or URIs.
+
+    Raises DataError for a table without them, without rows, or with a row that lacks one or is there twice.
+    """
+    where, folder = f"evaluation.methods.{name}: {uri}", uri.rpartition("/")[0]
+    try:
+        text = uri.lower().endswith(".csv")
+        table = read_csv(uri, storage) if text else storage.read_table(uri).to_pylist()
+    except (DataError, StorageError) as error:
+        raise type(error)(f"evaluation.methods.{name}: {error}") from None
+    if not table:
+        raise DataError(f"{where}: no rows; expected one an image, with {' and '.join(COLUMNS)}.")
+    if lacking := [column for column in COLUMNS if column not in table[0]]:
+        raise DataError(
+            f"{where}: found no column {' and '.join(lacking)} among {list(table[0])}; expected "
+            f"{' and '.join(COLUMNS)}, the image's path from the table's folder."
+        )
+    found: dict[str, ImageRow] = {}
+    for number, row in enumerate(table, 1):
+        perturbation, file = (str(row[column] or "").strip() for column in COLUMNS)
+        if not perturbation or not file:
+            raise DataError(f"{where}: row {number} has no {COLUMNS[1] if perturbation else COLUMNS[0]}.")
+        if file in found:
+            raise DataError(f"{where}: row {number}: {file} is there twice; expected every image once.")
+        target = file if "://" in file or file.startswith("/") else join(folder, file)
+        found[file] = ImageRow(name, perturbation, "", file, "file", {"uri": target})
+    return list(found.values())
 
 
 def _file_rows(storage: Storage, name: str, uri: str) -> tuple[list[ImageRow], list[str]]:
@@ -241,7 +279,8 @@ def with_the_datas_names(
             f"evaluation.methods.{method.name}: found images of {sorted(method.counts)[:5]}, none of the "
             f"data's perturbations, such as {sorted(spelled.values())[:5]}."
         )
-    _refuse_pooled(method.name, rows)
+    if not method.listed:
+        _refuse_pooled(method.name, rows)
     unknown = sorted(name for name, found in known.items() if found is None)
     return replace(method, rows=rows), unknown
 
@@ -258,5 +297,5 @@ def _refuse_pooled(name: str, rows: Sequence[ImageRow]) -> None:
             raise DataError(
                 f"evaluation.methods.{name}: images of {perturbation!r} lie in {len(found)} folders, "
                 f"{found[0]} and {found[1]}; expected one. If they are of several methods, make each of them "
-                "a method, its `images` the folder above; else put them together in one folder."
+                "a method, its `images` the folder above; else list the files in a table (.csv)."
             )

@@ -103,7 +103,7 @@ def test_an_evaluation_of_five_channels_tells_each_of_them(ray_cluster: None, tm
         assert len(alone) == 5 and all(value > 0 for value in alone)
         # Means and traces add over columns; only the last trace, of the square root, does not.
         assert 0.5 * sum(alone) < whole < 2 * sum(alone)
-    assert "efficientnet_lite0[agp]: conditional model" in (out / "report.md").read_text()
+    assert r"efficientnet_lite0\[agp\]: conditional model" in (out / "report.md").read_text()
     assert "dna #1300f9, er #2aff1f" in Path(report).read_text()
     assert decode_png((out / "montage.png").read_bytes()).shape[0] == 3
 

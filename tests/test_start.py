@@ -104,6 +104,9 @@ def test_a_job_script_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureF
     assert run_job("text", parse_start_run, run_start, ["--config", str(file)]) == 1
     assert "training.steps: unknown key" in capsys.readouterr().err
     assert run_job("text", parse_start_run, run_start, ["--config", str(tmp_path / "none.yaml")]) == 1
+    assert "none.yaml: there is no such file" in capsys.readouterr().err
+    assert run_job("text", parse_start_run, run_start, ["--config", str(tmp_path)]) == 1
+    assert "it is a folder, expected a file" in capsys.readouterr().err
     file.write_text("run_dir: x")
     assert run_job("text", parse_start_run, run_start, ["--config", str(file), "--dry-run"]) == 0
     assert json.loads(capsys.readouterr().out)["run_dir"] == "x"

@@ -4,12 +4,12 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel
 
 from morphoray.errors import MorphorayError
+from morphoray.storage import Storage
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -31,9 +31,9 @@ def run_job(
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     try:
-        config = parse(Path(arguments.config).read_text(), arguments.config, arguments.set)
+        config = parse(Storage().read_text(arguments.config), arguments.config, arguments.set)
         print(config.model_dump_json(indent=2) if arguments.dry_run else run(config))
-    except (MorphorayError, FileNotFoundError) as error:
+    except MorphorayError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
     return 0

@@ -83,6 +83,11 @@ def marker(mark: str, x: float, y: float, hint: str = "") -> str:
     return f'<g class="mark {kind} {tone(place)}">{_shape(shape, x, y)}{title}</g>'
 
 
+def key_of(mark: str) -> str:
+    """The mark alone, as a table or a legend has it before a method's name."""
+    return f'<svg class="key" viewBox="0 0 18 18" aria-hidden="true">{marker(mark, 9, 9)}</svg>'
+
+
 def _shape(shape: str | float, x: float, y: float) -> str:
     if isinstance(shape, str):
         return f'<path d="{shape.format(x=f"{x:.1f}", y=f"{y:.1f}")}"/>'

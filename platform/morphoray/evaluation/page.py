@@ -12,7 +12,7 @@ import numpy.typing as npt
 from morphoray.evaluation import charts
 from morphoray.evaluation.caveats import caveats
 from morphoray.evaluation.distances import Distance
-from morphoray.evaluation.marks import marker
+from morphoray.evaluation.marks import key_of
 from morphoray.evaluation.measures import RATIO
 from morphoray.evaluation.montage import SHOWN, scale_note
 from morphoray.evaluation.profile_section import profile_html
@@ -24,7 +24,6 @@ from morphoray.evaluation.results import (
     FRECHET,
     HEADLINE,
     HELD_OUT,
-    KID,
     METRICS,
     SHARE,
     Cell,
@@ -36,10 +35,11 @@ from morphoray.evaluation.results import (
     image_counts,
     mean,
     measured,
+    of_subsets,
     short_of,
     written,
 )
-from morphoray.evaluation.sections import chart_box, compared, paper, ranks, subheading, trust
+from morphoray.evaluation.sections import chart_box, compared, paper, ranks, section, subheading, trust
 from morphoray.evaluation.words import RULE, Judgement, summary
 from morphoray.imaging.crops import resize_square
 from morphoray.imaging.png import encode_png
@@ -104,10 +104,6 @@ def _judged(judgement: Judgement | None) -> str:
     return f'<td><b class="{judgement.found}">{escape(judgement.words)}</b>{small}</td>'
 
 
-def _key(mark: str) -> str:
-    return f'<svg class="key" viewBox="0 0 18 18" aria-hidden="true">{marker(mark, 9, 9)}</svg>'
-
-
 def _facts(data: ReportData) -> str:
     names = {result.perturbation_id for result in data.perturbations}
     unseen = len({result.perturbation_id for result in data.perturbations if result.unseen})
@@ -128,10 +124,12 @@ def _headline(data: ReportData) -> str:
     rows = []
     for key, method in data.methods.items():
         values = [_mean(data, metric, key, cell) for metric in metrics for cell in groups]
-        name = f"{_key(data.mark(key))}{escape(method.label)}<small>{escape(method.note)}</small>"
+        name = f"{key_of(data.mark(key))}{escape(method.label)}<small>{escape(method.note)}</small>"
         rows.append(f"<tr><td>{name}</td>{''.join(values)}</tr>")
     table = f"<thead><tr><th></th>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
-    shorter = any("<span class=part>" in row for row in rows)
+    shorter = any(
+        short_of(data, metric, key, cell) for metric in metrics for key in data.methods for cell in groups
+    )
     under = f'<p class="told">{escape(FEWER_MEANT)}</p>' if shorter else ""
     return f'<div class="scroll"><table class="headline">{table}</table></div>{under}'
 
@@ -148,7 +146,8 @@ def _dots(data: ReportData, batches: str) -> str:
     group = data.of(batches)
     rows = [_dot_row(data, result) for result in group.perturbations]
     legend = "".join(
-        f"<span>{_key(data.mark(key))}{escape(method.label)}</span>" for key, method in group.methods.items()
+        f"<span>{key_of(data.mark(key))}{escape(method.label)}</span>"
+        for key, method in group.methods.items()
     )
     chart = charts.dot_plot(rows, METRICS[FRECHET].heading, "Unseen in training")
     return chart_box(f'{subheading(data, batches)}<p class="legend">{legend}</p>', chart)
@@ -162,8 +161,7 @@ def _codec(data: ReportData) -> bool:
 def _training(data: ReportData) -> str:
     """The section on the models' training: nothing of models whose losses nobody knows."""
     under = f'<p class="under">{escape(data.facts.outlook)}</p>' if data.facts.outlook else ""
-    told = under + chart_box("", _losses(data))
-    return f"<h2>Training</h2>{told}" if told else ""
+    return section("Training", "", under, chart_box("", _losses(data)))
 
 
 def _losses(data: ReportData) -> str:
@@ -309,10 +307,8 @@ def _with_interval(distance: Distance | None, metric: str) -> str:
     """A value; of a kernel distance with the interval that holds 95 % of its subsets."""
     if distance is None:
         return "–"
-    text = written(metric, distance.value)
-    if metric != KID or distance.low is None:
-        return text
-    return f"{text}<small>{figure(distance.low)} to {figure(distance.high)}</small>"
+    told = of_subsets(distance, metric)
+    return written(metric, distance.value) + (f"<small>{told}</small>" if told else "")
 
 
 def _best(values: list[float], metric: str) -> float:

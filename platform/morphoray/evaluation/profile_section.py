@@ -6,7 +6,7 @@ from html import escape
 
 import numpy as np
 
-from morphoray.evaluation.marks import marker
+from morphoray.evaluation.marks import key_of
 from morphoray.evaluation.measures import CONTROL
 from morphoray.evaluation.profile_analysis import CLIP
 from morphoray.evaluation.profile_chart import furthest, map_chart
@@ -181,8 +181,7 @@ def _paragraphs(texts: Iterable[str]) -> str:
 
 
 def _key(data: ReportData, source: str) -> str:
-    mark = "floor" if source == REAL else data.mark(source)
-    return f'<svg class="key" viewBox="0 0 18 18" aria-hidden="true">{marker(mark, 9, 9)}</svg>'
+    return key_of("floor" if source == REAL else data.mark(source))
 
 
 def _maps(data: ReportData, results: ProfileResults) -> str:

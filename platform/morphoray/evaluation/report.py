@@ -20,7 +20,6 @@ from morphoray.evaluation.results import (
     BATCHES,
     FEWER_MEANT,
     HEADLINE,
-    KID,
     METRICS,
     Cell,
     PerturbationResult,
@@ -28,11 +27,11 @@ from morphoray.evaluation.results import (
     RunFacts,
     cells,
     explained,
-    figure,
     image_counts,
     mean,
     measured,
     metrics_table,
+    of_subsets,
     short_of,
     written,
 )
@@ -163,10 +162,8 @@ def _with_interval(distance: Distance | None, metric: str) -> str:
     """A value; of a kernel distance with the interval that holds 95 % of its subsets; '–' for none."""
     if distance is None:
         return "–"
-    text = written(metric, distance.value)
-    if metric != KID or distance.low is None:
-        return text
-    return f"{text} ({figure(distance.low)} to {figure(distance.high)})"
+    told = of_subsets(distance, metric)
+    return written(metric, distance.value) + (f" ({told})" if told else "")
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

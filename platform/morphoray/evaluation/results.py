@@ -340,6 +340,12 @@ def interval(low: float, high: float) -> str:
     return f"{figure(low)} to {figure(high)}" if np.isfinite(low) else "–"
 
 
+def of_subsets(distance: Distance, metric: str) -> str:
+    """What holds 95 % of a kernel distance's subsets; empty for other metrics."""
+    low, high = distance.low, distance.high
+    return "" if metric != KID or low is None or high is None else interval(low, high)
+
+
 def written(metric: str, value: float | None, mean: bool = False) -> str:
     """A metric's value as print shows it: a rank whole, a mean rank at two decimals, others as `figure`."""
     if metric != RANK or value is None or not np.isfinite(value):

@@ -3,8 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from morphoray.evaluation.comparisons import Comparison, Verdict, apart, comparisons, verdict
 from morphoray.evaluation.profile_section import profile_words
 from morphoray.evaluation.results import (
@@ -36,8 +34,8 @@ DIVERSITY = ("recall", "coverage")
 LITTLE = 0.5  # of what real images reach
 FEWER = 0.9  # of what another model reaches
 COPIED = 0.05  # share of likely copies that is worth a sentence; 0.01 is that of real images
-NEARER = 0.9  # of the distance between two sets of real images, below which a model's images are suspect
 COPIED_ONE = 0.25  # the same of a single perturbation, of whose few images more are likely copies by chance
+NEARER = 0.9  # of the distance between two sets of real images, below which a model's images are suspect
 VERDICTS: dict[Verdict, tuple[str, str]] = {  # as a table's cell says it, and as a sentence does
     "closer": ("closer", "{ours} lie closer to the real ones than {theirs}"),
     "further": ("further", "{ours} lie further from the real ones than {theirs}"),
@@ -258,9 +256,11 @@ def _copies(data: ReportData) -> list[str]:
             for result in data.perturbations
             if model in result.distances.get(SHARE, {})
         }
-        share = float(np.mean([*found.values()])) if found else 0.0
-        worst = max(found, key=found.__getitem__, default="")
-        if share > COPIED or found.get(worst, 0.0) > COPIED_ONE:
+        share = mean(measured(data, SHARE, model))
+        if share is None:
+            continue
+        worst = max(found, key=found.__getitem__)
+        if share > COPIED or found[worst] > COPIED_ONE:
             told.append(
                 f"{percent(share)} of {_whose(data, model)} images are likely copies of training images "
                 f"({percent(found[worst])} of those of {worst}); 1 % would be as real images are."

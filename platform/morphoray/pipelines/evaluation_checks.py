@@ -7,7 +7,12 @@ from morphoray.errors import ConfigError
 from morphoray.evaluation.features import kind_of
 from morphoray.perturbations.base import from_rows
 from morphoray.pipelines.cells import cell_finder
-from morphoray.pipelines.method_images import bundle_of, method_images, with_the_datas_names
+from morphoray.pipelines.method_images import (
+    bundle_of,
+    check_channels,
+    method_images,
+    with_the_datas_names,
+)
 from morphoray.pipelines.reference import evaluated_sites
 from morphoray.pipelines.sites import read_sites
 
@@ -30,4 +35,6 @@ def check_evaluation(config: RunConfig, methods: Mapping[str, MethodConfig]) -> 
         if method.images is None:
             bundle_of(config, name, method)
         else:
-            with_the_datas_names(method_images(config, name, method, ""), perturbations)
+            made = method_images(config, name, method, "")
+            check_channels(config, made)
+            with_the_datas_names(made, perturbations)

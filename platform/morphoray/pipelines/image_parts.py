@@ -182,9 +182,7 @@ def read_image(row: dict[str, Any], storage: Storage, channels: int | None = Non
             return decode_png(data) if data.startswith(PNG) else to_uint8(decode_image(data))
         except DataError as error:
             reason = str(error)
-            if channels is not None and reason.startswith(
-                "wrong mode"
-            ):  # png.py's tells all that can be read
+            if channels is not None and reason.startswith("wrong mode"):  # which offers all that can be read
                 wanted = stored_as(channels)
                 reason = f"{reason.partition(', expected')[0]}, expected {wanted}. Convert it to {wanted}."
             raise DataError(f"{row['uri']}: {reason}") from None

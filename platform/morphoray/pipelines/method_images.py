@@ -50,9 +50,7 @@ def method_images(config: RunConfig, name: str, method: MethodConfig, out: str) 
     """
     storage = storage_from(config.storage)
     if method.images is not None:
-        made = read_method(storage, name, absolute(method.images), len(mapping_of(config).outputs))
-        check_channels(config, made)
-        return made
+        return read_method(storage, name, absolute(method.images), len(mapping_of(config).outputs))
     source, bundle = bundle_of(config, name, method)
     target = join(out, "images", name) if method.bundle else layout_of(source).of("images")
     items = known_perturbations(read_manifest(storage, bundle))
@@ -107,18 +105,14 @@ def read_method(storage: Storage, name: str, uri: str, channels: int | None = No
     channels: how many an image should have, for the error where none can be read. Raises DataError when
     none is there.
     """
-    if uri.lower().endswith(TABLES):
-        rows = _listed_rows(storage, name, uri)
-        shape = _common_shape(storage, rows, channels)
-        return MethodImages(name, [replace(row, row=row.row | {"shape": shape}) for row in rows], listed=True)
-    parts = storage.list_files(join(uri, "parts"), suffix=".parquet")
-    if parts:
+    listed = uri.lower().endswith(TABLES)
+    if not listed and (parts := storage.list_files(join(uri, "parts"), suffix=".parquet")):
         return MethodImages(name, list(_part_rows(storage, name, parts)))
-    rows, ignored = _file_rows(storage, name, uri)
+    rows, ignored = (_listed_rows(storage, name, uri), []) if listed else _file_rows(storage, name, uri)
     if not rows:
         raise DataError(f"evaluation.methods.{name}: {uri}: {_without_images(storage, uri, ignored)}")
     shape = _common_shape(storage, rows, channels)
-    return MethodImages(name, [replace(row, row=row.row | {"shape": shape}) for row in rows], ignored)
+    return MethodImages(name, [replace(row, row=row.row | {"shape": shape}) for row in rows], ignored, listed)
 
 
 def _without_images(storage: Storage, uri: str, files: Sequence[str]) -> str:

@@ -22,7 +22,7 @@ from morphoray.pipelines.cells import segmentation_options
 from morphoray.pipelines.encode import read_plan
 from morphoray.pipelines.image_parts import ImageParts, ImageRow, images_of, measured_part, owner_of
 from morphoray.pipelines.layout import dataset_of, mapping_of, storage_from
-from morphoray.pipelines.method_images import MethodImages, at_most
+from morphoray.pipelines.method_images import MethodImages, at_most, few
 from morphoray.pipelines.reference import REAL, drawn_rows, evaluated_sites, places_of
 from morphoray.pipelines.stream import Item
 from morphoray.seeds import fingerprint
@@ -151,7 +151,7 @@ def _real_rows(
     if lost:
         notes.append(
             f"{len(lost)} {settings.normalise_by}s have fewer than two images of real controls and are left "
-            f"out of profiles: {', '.join(lost[:5])}{', …' if len(lost) > 5 else ''}."
+            f"out of profiles: {few(lost)}."
         )
     rows = drawn_rows(config, REAL, kept, "perturbation_id", names, settings.n)
     home = dict(zip(kept["site_id"].to_pylist(), kept["group"].to_pylist(), strict=True))

@@ -101,13 +101,14 @@ def drawn_rows(
     """For each value of a column so many images of these sites, by the run's seed; for n a half more."""
     kind = origin.partition("/")[0]
     ids = np.asarray(sites[column].to_pylist(), object)
-    fields = np.asarray([place.field for place in places_of(sites).values()], object)
+    wanted = -(-images // config.image.crops)
+    fields = np.asarray([place.field for place in places_of(sites).values()], object) if n else None
     rows = []
     for value in values:
         where = np.flatnonzero(ids == value)
         order = numpy_generator(kind, config.seed, value).permutation(len(where))
-        wanted = _wanted(fields[where[order]], config.image.crops, images, n)
-        picked = sites.take(where[order[:wanted]])
+        enough = wanted if fields is None else _enough(fields[where[order]], config.image.crops, wanted, n)
+        picked = sites.take(where[order[:enough]])
         columns = [*SITE_COLUMNS, "experiment", "perturbation_id"]
         for site in picked.select(columns).to_pylist():
             experiment, name = site.pop("experiment"), site.pop("perturbation_id")
@@ -115,10 +116,9 @@ def drawn_rows(
     return rows
 
 
-def _wanted(fields: np.ndarray, crops: int, images: int, n: int) -> int:
-    """How many of the first sites, of these fields, make so many images and n in either of two `halves`."""
-    wanted = -(-images // crops)
-    while n and wanted < len(fields):
+def _enough(fields: np.ndarray, crops: int, wanted: int, n: int) -> int:
+    """How many of the first sites, of these fields, `wanted` or more, have n in either of two `halves`."""
+    while wanted < len(fields):
         lacking = n - half_size(np.repeat(fields[:wanted], crops))
         if lacking <= 0:
             break
